@@ -1,0 +1,253 @@
+// Python module around the C ABI: buffers in, GIL released, status to exception.
+//
+// Arrays cross by the buffer protocol, so nothing here depends on NumPy's or torch's headers.
+// hfilter/exact.py has already said everything a user can get wrong, in the user's words; the checks
+// here are the last line that keeps a programming error of ours from reading out of bounds.
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "hfilter.h"
+
+#define HF_NAMESPACE hf_bindings
+#include "philox.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+// A borrowed C-contiguous buffer of one of a few element types.
+class View {
+  public:
+    View() = default;
+    View(const py::handle& object, const char* formats, bool writable, const char* name) {
+        const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+        if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
+        held_ = true;
+        const char* format = buffer_.format ? buffer_.format : "B";
+        if (*format == '=' || *format == '<' || *format == '@') ++format;
+        if (std::strlen(format) != 1 || !std::strchr(formats, *format))
+            throw std::invalid_argument(std::string(name) + ": element type '" + format + "', wanted one of '" + formats + "'");
+    }
+    View(View&& other) noexcept : buffer_(other.buffer_), held_(other.held_) { other.held_ = false; }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
+    View& operator=(View&&) = delete;
+    ~View() {
+        if (held_) PyBuffer_Release(&buffer_);
+    }
+    template <class T> T* data() const { return held_ ? static_cast<T*>(buffer_.buf) : nullptr; }
+    int64_t size() const { return held_ ? buffer_.len / buffer_.itemsize : 0; }
+    int32_t itemsize() const { return held_ ? static_cast<int32_t>(buffer_.itemsize) : 0; }
+
+  private:
+    Py_buffer buffer_{};
+    bool held_ = false;
+};
+
+View view(const py::handle& object, const char* formats, bool writable, int64_t size, const char* name) {
+    if (object.is_none()) return View();
+    View v(object, formats, writable, name);
+    if (v.size() != size)
+        throw std::invalid_argument(std::string(name) + ": " + std::to_string(v.size()) + " elements, wanted " + std::to_string(size));
+    return v;
+}
+
+View required(const py::handle& object, const char* formats, int64_t size, const char* name) {
+    if (object.is_none()) throw std::invalid_argument(std::string(name) + " is required");
+    return view(object, formats, false, size, name);
+}
+
+int64_t power(int64_t base, int exponent) {
+    int64_t p = 1;
+    for (int i = 0; i < exponent; ++i) p *= base;
+    return p;
+}
+
+// A packed model: the C struct and the arrays it points into.
+class Model {
+  public:
+    explicit Model(const py::dict& d) {
+        const auto integer = [&](const char* key) { return py::cast<int32_t>(d[key]); };
+        c_.abi_version = HF_ABI_VERSION;
+        c_.arity = integer("arity");
+        c_.depth = integer("depth");
+        c_.filter_level = integer("filter_level");
+        if (c_.arity < 2 || c_.arity > HF_MAX_ARITY || c_.depth < 1 || c_.depth >= 63 || c_.filter_level < 0 || c_.filter_level > c_.depth)
+            throw std::invalid_argument("arity, depth or filter_level out of range");
+        c_.alphabets = keep<int32_t>(d["alphabets"], "i", c_.depth + 1, "alphabets");
+        const int64_t q0 = c_.alphabets[0];
+        const int k = c_.filter_level;
+        c_.prior_bits = integer("prior_bits");
+        c_.prior32 = keep<float>(d["prior32"], "f", q0, "prior32");
+        c_.prior64 = keep<double>(d["prior64"], "d", q0, "prior64");
+        c_.prior_cuts = keep<uint32_t>(d["prior_cuts"], "IL", int64_t(1) << c_.prior_bits, "prior_cuts");
+        c_.star_bits = integer("star_bits");
+        if (k > 0) {
+            const int64_t n = power(c_.arity, k);
+            c_.star32 = keep<float>(d["star32"], "f", n * q0 * c_.alphabets[k], "star32");
+            c_.star64 = keep<double>(d["star64"], "d", n * q0 * c_.alphabets[k], "star64");
+            c_.star_cuts = keep<uint32_t>(d["star_cuts"], "IL", n * (q0 << c_.star_bits), "star_cuts");
+        }
+        c_.tiny32 = py::cast<float>(d["tiny32"]);
+        c_.tiny64 = py::cast<double>(d["tiny64"]);
+        c_.slack32 = integer("slack32");
+        c_.slack64 = integer("slack64");
+        const py::list levels = d["levels"];
+        if (static_cast<int32_t>(levels.size()) != c_.depth) throw std::invalid_argument("levels: one table per level");
+        for (int i = 0; i < c_.depth; ++i) levels_.push_back(level(levels[static_cast<size_t>(i)], i));
+        c_.levels = levels_.data();
+    }
+    const hf_model& c() const { return c_; }
+    int64_t nodes(int d) const { return power(c_.arity, d); }
+    int64_t alphabet(int d) const { return c_.alphabets[d]; }
+
+  private:
+    template <class T> const T* keep(const py::handle& object, const char* formats, int64_t size, const char* name) {
+        views_.push_back(required(object, formats, size, name));
+        return views_.back().data<T>();
+    }
+
+    hf_level level(const py::dict& d, int i) {
+        hf_level l{};
+        l.n_parents = c_.alphabets[i];
+        l.n_symbols = c_.alphabets[i + 1];
+        l.n_rules = py::cast<int32_t>(d["n_rules"]);
+        l.cut_bits = py::cast<int32_t>(d["cut_bits"]);
+        const int64_t padded = int64_t(l.n_parents) << l.cut_bits;
+        l.first = keep<int32_t>(d["first"], "i", l.n_parents + 1, "first");
+        l.children = keep<int32_t>(d["children"], "i", int64_t(l.n_rules) * c_.arity, "children");
+        l.prob32 = keep<float>(d["prob32"], "f", l.n_rules, "prob32");
+        l.prob64 = keep<double>(d["prob64"], "d", l.n_rules, "prob64");
+        l.cuts = keep<uint32_t>(d["cuts"], "IL", padded, "cuts");
+        l.picks = keep<uint32_t>(d["picks"], "IL", padded * c_.arity, "picks");
+        // Indices that the kernels follow without asking.
+        if (l.first[0] != 0 || l.first[l.n_parents] != l.n_rules) throw std::invalid_argument("first: does not span the rules");
+        for (int a = 0; a < l.n_parents; ++a)
+            if (l.first[a] > l.first[a + 1]) throw std::invalid_argument("first: not sorted");
+        for (int64_t j = 0; j < int64_t(l.n_rules) * c_.arity; ++j)
+            if (l.children[j] < 0 || l.children[j] >= l.n_symbols) throw std::invalid_argument("children: symbol out of range");
+        for (int64_t j = 0; j < padded * c_.arity; ++j)
+            if (l.picks[j] >= static_cast<uint32_t>(l.n_symbols)) throw std::invalid_argument("picks: symbol out of range");
+        return l;
+    }
+
+    hf_model c_{};
+    std::vector<hf_level> levels_;
+    std::vector<View> views_;
+};
+
+const hf_backend* find_backend(const std::string& name) {
+    for (int32_t i = 0; i < hf_backend_count(); ++i)
+        if (name == hf_backend_at(i)->name && hf_backend_supported(i)) return hf_backend_at(i);
+    throw std::invalid_argument("no instruction set '" + name + "' here");
+}
+
+void check(int32_t status) {
+    if (status == HF_OUT_OF_MEMORY) throw std::bad_alloc();
+    if (status != HF_OK) throw std::runtime_error("kernel refused its arguments (status " + std::to_string(status) + ")");
+}
+
+void sample(const std::string& isa, const Model& model, int64_t n, uint64_t seed, uint64_t start, const py::object& roots,
+            const py::list& levels, int32_t num_threads) {
+    const hf_backend* backend = find_backend(isa);
+    const hf_model& m = model.c();
+    if (static_cast<int32_t>(levels.size()) != m.depth + 1) throw std::invalid_argument("levels: one entry per level, root included");
+    const View given = view(roots, "i", false, n, "roots");
+    std::vector<View> views;
+    std::vector<void*> pointers;
+    int32_t bytes = 0;
+    for (int d = 0; d <= m.depth; ++d) {
+        views.push_back(view(levels[static_cast<size_t>(d)], "BH", true, n * model.nodes(d), "levels"));
+        pointers.push_back(views.back().data<void>());
+        const int32_t itemsize = views.back().itemsize();
+        if (itemsize && bytes && itemsize != bytes) throw std::invalid_argument("levels: mixed element types");
+        if (itemsize) bytes = itemsize;
+    }
+    const hf_sample_args args{n, seed, start, given.data<const int32_t>(), pointers.data(), bytes};
+    int32_t status;
+    {
+        const py::gil_scoped_release release;
+        status = bytes ? hf_sample(backend, &m, &args, num_threads) : HF_BAD_ARGUMENT;
+    }
+    check(status);
+}
+
+void infer(const std::string& isa, const Model& model, int64_t n, const py::object& tokens, const py::object& mask,
+           const py::object& log_fields, int32_t value_bytes, const py::object& log_evidence, const py::object& root,
+           const py::list& beliefs, const py::object& leave_one_out, const py::object& status, int32_t num_threads) {
+    const hf_backend* backend = find_backend(isa);
+    const hf_model& m = model.c();
+    if (value_bytes != 4 && value_bytes != 8) throw std::invalid_argument("value_bytes: 4 or 8");
+    if (static_cast<int32_t>(beliefs.size()) != m.depth + 1) throw std::invalid_argument("beliefs: one entry per level, root included");
+    const char* value = value_bytes == 4 ? "f" : "d";
+    const int64_t leaves = model.nodes(m.depth), q = model.alphabet(m.depth);
+    const View token_view = view(tokens, "BH", false, n * leaves, "tokens");
+    const View mask_view = view(mask, "?B", false, n * leaves, "mask");
+    const View field_view = view(log_fields, "fd", false, n * leaves * q, "log_fields");
+    const View evidence_view = view(log_evidence, "d", true, n, "log_evidence");
+    const View root_view = view(root, value, true, n * model.alphabet(0), "root");
+    const View one_out_view = view(leave_one_out, value, true, n * leaves * q, "leave_one_out");
+    const View status_view = view(status, "B", true, n, "status");
+    std::vector<View> views;
+    std::vector<void*> pointers;
+    for (int d = 0; d <= m.depth; ++d) {
+        const py::object o = beliefs[static_cast<size_t>(d)];
+        if (!o.is_none() && (d == 0 || d < m.filter_level)) throw std::invalid_argument("beliefs: level does not exist");
+        views.push_back(view(o, value, true, n * model.nodes(d) * model.alphabet(d), "beliefs"));
+        pointers.push_back(views.back().data<void>());
+    }
+    const hf_infer_args args{n,
+                             token_view.data<const void>(),
+                             mask_view.data<const uint8_t>(),
+                             field_view.data<const void>(),
+                             token_view.itemsize(),
+                             field_view.itemsize(),
+                             value_bytes,
+                             evidence_view.data<double>(),
+                             root_view.data<void>(),
+                             pointers.data(),
+                             one_out_view.data<void>(),
+                             status_view.data<uint8_t>()};
+    int32_t result;
+    {
+        const py::gil_scoped_release release;
+        result = hf_infer(backend, &m, &args, num_threads);
+    }
+    check(result);
+}
+
+} // namespace
+
+PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
+    module.doc() = "Compiled kernels of hfilter for this processor. Private: use hfilter.TreeModel.";
+    module.attr("abi_version") = HF_ABI_VERSION;
+    module.attr("max_arity") = HF_MAX_ARITY;
+    module.def(
+        "instruction_sets",
+        [] {
+            py::list sets;
+            for (int32_t i = 0; i < hf_backend_count(); ++i)
+                sets.append(py::make_tuple(hf_backend_at(i)->name, hf_backend_supported(i) != 0));
+            return sets;
+        },
+        "Instruction sets of this build, best first, and whether this machine runs them.");
+    module.def(
+        "philox",
+        [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+            const auto r = HF_NAMESPACE::philox4x32<uint32_t>(c0, c1, c2, c3, k0, k1);
+            return py::make_tuple(r.w[0], r.w[1], r.w[2], r.w[3]);
+        },
+        py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("k0"), py::arg("k1"),
+        "One block of Philox4x32-10.");
+    py::class_<Model>(module, "Model", "A packed model (hfilter.tree.pack).").def(py::init<const py::dict&>(), py::arg("arrays"));
+    module.def("sample", &sample, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("seed"), py::arg("start"), py::arg("roots"),
+               py::arg("levels"), py::arg("num_threads"), "Draws n rows of the stream into the given levels.");
+    module.def("infer", &infer, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("tokens"), py::arg("mask"),
+               py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("root"), py::arg("beliefs"),
+               py::arg("leave_one_out"), py::arg("status"), py::arg("num_threads"), "Exact posteriors of n rows.");
+}

@@ -1,0 +1,178 @@
+// Which instruction sets this build holds and this machine runs; blocks of rows over threads; the
+// floating-point environment. Compiled for the baseline processor.
+#include "hfilter.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <cstdlib>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#define HF_NAMESPACE hf_dispatch
+
+extern "C" {
+const hf_backend* hf_backend_portable(void);
+#if defined(HF_HAVE_AVX2)
+const hf_backend* hf_backend_avx2(void);
+#endif
+#if defined(HF_HAVE_AVX512)
+const hf_backend* hf_backend_avx512(void);
+#endif
+}
+
+namespace {
+
+struct Entry {
+    const hf_backend* (*table)();
+    bool (*supported)();
+};
+
+const Entry kEntries[] = {
+#if defined(HF_HAVE_AVX512)
+    {hf_backend_avx512,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl");
+     }},
+#endif
+#if defined(HF_HAVE_AVX2)
+    {hf_backend_avx2, [] { return static_cast<bool>(__builtin_cpu_supports("avx2")); }},
+#endif
+    {hf_backend_portable, [] { return true; }},
+};
+constexpr int kEntryCount = static_cast<int>(sizeof(kEntries) / sizeof(kEntries[0]));
+
+// torch can switch a thread to flushing subnormals; results must not depend on it.
+class IeeeEnvironment {
+  public:
+    IeeeEnvironment() {
+        std::fegetenv(&saved_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~IeeeEnvironment() { std::fesetenv(&saved_); }
+    IeeeEnvironment(const IeeeEnvironment&) = delete;
+    IeeeEnvironment& operator=(const IeeeEnvironment&) = delete;
+
+  private:
+    std::fenv_t saved_;
+};
+
+class Scratch {
+  public:
+    explicit Scratch(size_t bytes)
+        : memory_(::operator new((bytes + 63) / 64 * 64 + 64, std::align_val_t(64), std::nothrow)) {}
+    ~Scratch() { ::operator delete(memory_, std::align_val_t(64)); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    void* get() const { return memory_; }
+
+  private:
+    void* memory_;
+};
+
+// Calls work(begin, end, scratch) on every block of rows. A thread that cannot start is done without.
+template <class Work> int32_t over_threads(int64_t n, int64_t block, size_t scratch_bytes, int32_t num_threads, const Work& work) {
+    const int64_t blocks = (n + block - 1) / block;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+    const auto run = [&] {
+        const IeeeEnvironment environment;
+        const Scratch scratch(scratch_bytes);
+        if (!scratch.get()) {
+            failed = true;
+            return;
+        }
+        for (int64_t b = next++; b < blocks; b = next++) work(b * block, std::min(n, (b + 1) * block), scratch.get());
+    };
+    std::vector<std::thread> threads;
+    const int64_t helpers = std::min<int64_t>(std::max<int32_t>(num_threads, 1), blocks) - 1;
+    try {
+        threads.reserve(static_cast<size_t>(std::max<int64_t>(helpers, 0)));
+        for (int64_t t = 0; t < helpers; ++t) threads.emplace_back(run);
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
+    run();
+    for (std::thread& t : threads) t.join();
+    // A worker without scratch leaves its blocks to the others; only if all failed is work undone.
+    return failed && next < blocks ? HF_OUT_OF_MEMORY : HF_OK;
+}
+
+constexpr size_t kWideScratchLimit = size_t(64) << 20; // beyond it one lane at a time: memory stays bounded
+constexpr int64_t kSmallWork = 1 << 18;                // node-rule updates below which no thread is started
+
+// Rough cost of one row, in rule updates: decides blocks and whether threads pay.
+int64_t row_cost(const hf_model& m) {
+    int64_t cost = 0, nodes = 1;
+    for (int d = 0; d <= m.depth; ++d) {
+        if (d >= m.filter_level && d < m.depth) cost += nodes * m.levels[d].n_rules;
+        if (d == m.filter_level && d > 0) cost += nodes * m.alphabets[0] * m.alphabets[d];
+        if (d == m.depth) cost += nodes * m.alphabets[d];
+        nodes *= m.arity;
+    }
+    return std::max<int64_t>(cost, 1);
+}
+
+int64_t block_rows(int64_t cost, int32_t lanes) {
+    const int64_t rows = kSmallWork / cost;
+    return std::max<int64_t>(lanes, std::min<int64_t>(rows, 4096) / lanes * lanes);
+}
+
+bool usable(const hf_backend* b, const hf_model* m) {
+    return b && m && b->abi_version == HF_ABI_VERSION && m->abi_version == HF_ABI_VERSION && m->levels && m->alphabets &&
+           m->arity >= 2 && m->arity <= HF_MAX_ARITY && m->depth >= 1 && m->depth < 63 && m->filter_level >= 0 &&
+           m->filter_level <= m->depth;
+}
+
+template <class Call> int32_t guarded(const Call& call) {
+    try {
+        return call();
+    } catch (...) { // nothing may leave the C boundary
+        return HF_OUT_OF_MEMORY;
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+int32_t hf_backend_count(void) { return kEntryCount; }
+
+const hf_backend* hf_backend_at(int32_t i) { return i >= 0 && i < kEntryCount ? kEntries[i].table() : nullptr; }
+
+int32_t hf_backend_supported(int32_t i) { return i >= 0 && i < kEntryCount && kEntries[i].supported() ? 1 : 0; }
+
+int32_t hf_sample(const hf_backend* b, const hf_model* m, const hf_sample_args* args, int32_t num_threads) {
+    if (!usable(b, m) || !args || !args->levels || args->n < 0 || (args->token_bytes != 1 && args->token_bytes != 2))
+        return HF_BAD_ARGUMENT;
+    if (args->n == 0) return HF_OK;
+    return guarded([&] {
+        const size_t wide = b->sample_scratch(m, 0);
+        const int32_t narrow = wide > kWideScratchLimit;
+        const int64_t cost = row_cost(*m);
+        const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
+        return over_threads(args->n, block_rows(cost, b->lanes32), narrow ? b->sample_scratch(m, 1) : wide, threads,
+                            [&](int64_t begin, int64_t end, void* scratch) { b->sample(m, args, begin, end, narrow, scratch); });
+    });
+}
+
+int32_t hf_infer(const hf_backend* b, const hf_model* m, const hf_infer_args* args, int32_t num_threads) {
+    if (!usable(b, m) || !args || args->n < 0 || !args->status || (!args->tokens == !args->log_fields) ||
+        (args->value_bytes != 4 && args->value_bytes != 8))
+        return HF_BAD_ARGUMENT;
+    if (args->n == 0) return HF_OK;
+    return guarded([&] {
+        const size_t wide = b->infer_scratch(m, args->value_bytes, 0);
+        const int32_t narrow = wide > kWideScratchLimit || args->n == 1;
+        const int64_t cost = row_cost(*m);
+        const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
+        const int32_t lanes = args->value_bytes == 4 ? b->lanes32 : b->lanes64;
+        return over_threads(args->n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, args->value_bytes, 1) : wide, threads,
+                            [&](int64_t begin, int64_t end, void* scratch) { b->infer(m, args, begin, end, narrow, scratch); });
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,117 @@
+// The C ABI of the compiled core: plain structs, status codes, one table per instruction set.
+//
+// Who owns what: the caller owns every array. Kernels own nothing, allocate nothing, throw nothing
+// and cannot fail on data: no content of an array makes one read or write out of bounds.
+// Strides are in elements, arrays are C-contiguous, rows are samples.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define HF_ABI_VERSION 1
+#define HF_MAX_ARITY 32
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum hf_status {
+    HF_OK = 0,
+    HF_OUT_OF_MEMORY = 1, // scratch for the worker threads could not be allocated
+    HF_BAD_ARGUMENT = 2,  // a null pointer or a size that no caller of ours produces
+};
+
+// Per row, written by `infer`.
+enum hf_row_status {
+    HF_ROW_EXACT = 0,
+    HF_ROW_RANGE = 1, // the evidence may have left the range of the value type: redo in a wider one
+};
+
+// One level's rules, sorted by parent, then by children. Inference walks `first/children/prob`;
+// sampling searches `cuts` and reads `picks`, whose rows are padded to 1 << cut_bits entries.
+typedef struct hf_level {
+    int32_t n_parents;
+    int32_t n_symbols; // alphabet of the children
+    int32_t n_rules;
+    int32_t cut_bits;
+    const int32_t* first;    // (n_parents + 1)
+    const int32_t* children; // (n_rules, arity)
+    const float* prob32;     // (n_rules)
+    const double* prob64;    // (n_rules)
+    const uint32_t* cuts;    // (n_parents, 1 << cut_bits), padded with 2^32 - 1
+    const uint32_t* picks;   // (n_parents, 1 << cut_bits, arity)
+} hf_level;
+
+typedef struct hf_model {
+    int32_t abi_version;
+    int32_t arity;
+    int32_t depth;
+    int32_t filter_level;
+    const int32_t* alphabets; // (depth + 1)
+    const hf_level* levels;   // (depth); those above the filter level are not read
+    int32_t prior_bits;
+    int32_t star_bits;
+    const float* prior32;       // (q_0)
+    const double* prior64;      // (q_0)
+    const uint32_t* prior_cuts; // (1 << prior_bits)
+    const float* star32;        // (arity^k, q_0, q_k) when filter_level k > 0
+    const double* star64;
+    const uint32_t* star_cuts; // (arity^k, q_0, 1 << star_bits)
+    // Messages are normalised to a maximum in [1, 2). Below `tiny` a product of them could
+    // underflow; `slack` is how many bits of cancellation such a loss tolerates (tree.py derives both).
+    float tiny32;
+    double tiny64;
+    int32_t slack32;
+    int32_t slack64;
+} hf_model;
+
+typedef struct hf_sample_args {
+    int64_t n;
+    uint64_t seed;
+    uint64_t start;       // stream index of row 0
+    const int32_t* roots; // (n) given roots, or null: drawn from the prior
+    void* const* levels;  // (depth + 1) outputs (n, arity^d) of the token type; null = not wanted
+    int32_t token_bytes;  // 1 or 2
+} hf_sample_args;
+
+typedef struct hf_infer_args {
+    int64_t n;
+    const void* tokens;     // (n, L) of the token type, or null
+    const uint8_t* mask;    // (n, L), non-zero = hidden, or null
+    const void* log_fields; // (n, L, q), or null: exactly one of tokens and log_fields is given
+    int32_t token_bytes;    // 1 or 2
+    int32_t field_bytes;    // 4 or 8
+    int32_t value_bytes;    // 4 or 8: the type of messages and of the outputs below
+    double* log_evidence;   // (n), nats, or null
+    void* root;             // (n, q_0), or null
+    void* const* beliefs;   // (depth + 1) outputs (n, arity^d, q_d); null = not wanted; [0] unused
+    void* leave_one_out;    // (n, L, q), or null
+    uint8_t* status;        // (n) of hf_row_status
+} hf_infer_args;
+
+typedef struct hf_backend {
+    int32_t abi_version;
+    const char* name;
+    // Bytes of scratch one worker needs; `narrow` asks for the one-lane version.
+    size_t (*sample_scratch)(const hf_model*, int32_t narrow);
+    size_t (*infer_scratch)(const hf_model*, int32_t value_bytes, int32_t narrow);
+    // Rows begin <= i < end, with 64-byte aligned scratch of the size asked for above.
+    void (*sample)(const hf_model*, const hf_sample_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
+    void (*infer)(const hf_model*, const hf_infer_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
+    int32_t lanes32;
+    int32_t lanes64;
+} hf_backend;
+
+// Instruction sets of this build, best first, whether or not this machine can run them.
+int32_t hf_backend_count(void);
+const hf_backend* hf_backend_at(int32_t i);
+int32_t hf_backend_supported(int32_t i); // 1 when this processor and operating system can run it
+
+// The whole call: blocks of rows over `num_threads` threads, floating-point environment saved,
+// set to the IEEE default, and restored. Results do not depend on `num_threads`.
+int32_t hf_sample(const hf_backend*, const hf_model*, const hf_sample_args*, int32_t num_threads);
+int32_t hf_infer(const hf_backend*, const hf_model*, const hf_infer_args*, int32_t num_threads);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,147 @@
+// A pack of samples: one value per lane, 1, 4, 8 or 16 lanes, and the few operations the text needs.
+//
+// With one lane a pack is a plain scalar (what a CUDA thread holds); with more it is a compiler
+// vector. Arithmetic, comparison and `mask ? a : b` are spelled the same for both. No operation
+// crosses lanes.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef HF_NAMESPACE
+#error "HF_NAMESPACE names the instruction set this text is compiled for"
+#endif
+
+#if defined(__CUDACC__)
+#define HF_INLINE __host__ __device__ __forceinline__
+#else
+#define HF_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace HF_NAMESPACE {
+
+// Limits of a floating-point format, as the text needs them.
+template <class T> struct Format;
+template <> struct Format<float> {
+    using Int = int32_t;
+    static constexpr int mantissa_bits = 23;
+    static constexpr int32_t bias = 127;
+    static constexpr int32_t exponent_mask = 0xFF;
+    static constexpr float round_magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
+    static constexpr float ln2_hi = 0.693359375f;
+    static constexpr float ln2_lo = -2.12194440e-4f;
+    static constexpr float exp_lowest = -87.0f;
+    static constexpr int exp_terms = 8;
+};
+template <> struct Format<double> {
+    using Int = int64_t;
+    static constexpr int mantissa_bits = 52;
+    static constexpr int64_t bias = 1023;
+    static constexpr int64_t exponent_mask = 0x7FF;
+    static constexpr double round_magic = 6755399441055744.0; // 1.5 * 2^52
+    static constexpr double ln2_hi = 6.93147180369123816490e-01;
+    static constexpr double ln2_lo = 1.90821492927058770002e-10;
+    static constexpr double exp_lowest = -708.0;
+    static constexpr int exp_terms = 14;
+};
+
+template <class Element, int N> struct LaneType {
+    typedef Element type __attribute__((vector_size(N * sizeof(Element))));
+};
+template <class Element> struct LaneType<Element, 1> {
+    typedef Element type;
+};
+
+// The types of a pack of N lanes of T: V values, I integers and masks of the same width.
+template <class T, int N> struct Pack {
+    using Scalar = T;
+    using Int = typename Format<T>::Int;
+    using V = typename LaneType<T, N>::type;
+    using I = typename LaneType<Int, N>::type;
+    static constexpr int lanes = N;
+};
+
+template <class P> HF_INLINE typename P::V splat(typename P::Scalar x) { return typename P::V{} + x; }
+template <class P> HF_INLINE typename P::I splat_int(typename P::Int x) { return typename P::I{} + x; }
+
+// Lane access, for loads, stores and the logarithm at the very end.
+template <class P> HF_INLINE typename P::Scalar lane(const typename P::V& v, int l) {
+    if constexpr (P::lanes == 1) return v;
+    else return v[l];
+}
+template <class P> HF_INLINE typename P::Int lane_int(const typename P::I& v, int l) {
+    if constexpr (P::lanes == 1) return v;
+    else return v[l];
+}
+template <class P> HF_INLINE void set_lane(typename P::V& v, int l, typename P::Scalar x) {
+    if constexpr (P::lanes == 1) v = x;
+    else v[l] = x;
+}
+
+template <class P> HF_INLINE typename P::I bits_of(typename P::V v) {
+    typename P::I i;
+    __builtin_memcpy(&i, &v, sizeof(i));
+    return i;
+}
+template <class P> HF_INLINE typename P::V from_bits(typename P::I i) {
+    typename P::V v;
+    __builtin_memcpy(&v, &i, sizeof(v));
+    return v;
+}
+
+template <class V> HF_INLINE V larger(V a, V b) { return a > b ? a : b; }
+template <class V> HF_INLINE V smaller(V a, V b) { return a < b ? a : b; }
+
+// A mask of the pack's integer type (all ones or zero), whatever a comparison yields.
+template <class P, class M> HF_INLINE typename P::I as_mask(M m) {
+    if constexpr (P::lanes == 1) return m ? typename P::Int(-1) : typename P::Int(0);
+    else return m;
+}
+
+// floor(log2 x) for normal x > 0, the lowest exponent for subnormal x, and 0 for x = 0, so that a
+// zero message is left alone.
+template <class P> HF_INLINE typename P::I exponent(typename P::V x) {
+    using F = Format<typename P::Scalar>;
+    const typename P::I e = ((bits_of<P>(x) >> F::mantissa_bits) & F::exponent_mask) - F::bias;
+    return x == 0 ? typename P::I{} : e;
+}
+
+// 2^e, exactly, for exponents of normal numbers.
+template <class P> HF_INLINE typename P::V power_of_two(typename P::I e) {
+    using F = Format<typename P::Scalar>;
+    return from_bits<P>((e + F::bias) << F::mantissa_bits);
+}
+
+// exp(x) for x <= 0 to about one unit in the last place; exactly 0 below the normal range.
+template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
+    using T = typename P::Scalar;
+    using F = Format<T>;
+    constexpr T log2e = T(1.44269504088896340736);
+    const typename P::V low = splat<P>(F::exp_lowest);
+    const typename P::V y = x < low ? low : x;
+    const typename P::V k = (y * log2e + F::round_magic) - F::round_magic;
+    const typename P::V r = (y - k * F::ln2_hi) - k * F::ln2_lo;
+    typename P::V sum = splat<P>(T(1));
+    for (int term = F::exp_terms - 1; term >= 1; --term) sum = sum * r * (T(1) / T(term)) + T(1);
+    typename P::I e;
+    if constexpr (P::lanes == 1) e = static_cast<typename P::Int>(k);
+    else e = __builtin_convertvector(k, typename P::I);
+    return x < low ? typename P::V{} : sum * power_of_two<P>(e);
+}
+
+// 32 x 32 -> 64 bit products, high and low halves.
+HF_INLINE void multiply_wide(uint32_t m, uint32_t x, uint32_t& hi, uint32_t& lo) {
+    const uint64_t p = static_cast<uint64_t>(m) * x;
+    hi = static_cast<uint32_t>(p >> 32);
+    lo = static_cast<uint32_t>(p);
+}
+template <class U> HF_INLINE void multiply_wide(uint32_t m, const U& x, U& hi, U& lo) {
+    constexpr int n = sizeof(U) / sizeof(uint32_t);
+    for (int l = 0; l < n; ++l) {
+        const uint64_t p = static_cast<uint64_t>(m) * x[l];
+        hi[l] = static_cast<uint32_t>(p >> 32);
+        lo[l] = static_cast<uint32_t>(p);
+    }
+}
+
+} // namespace HF_NAMESPACE

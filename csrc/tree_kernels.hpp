@@ -1,0 +1,358 @@
+// THE compiled text: sampling and message passing for one pack of samples.
+//
+// A lane is a sample. Rules are walked in order, the same for all lanes, so the work is proportional
+// to the number of rules and there is no divergence. hfilter/reference.py is the same text in Python;
+// both round in the same order, and tests compare them with ==.
+//
+// Words: level 0 is the root, `k` the filter level, `nu` the upward message, `mu` the downward one.
+// Every message is normalised to a maximum in [1, 2) by an exact power of two, so scaling costs no
+// accuracy. What scaling cannot repair (entries of one message more than the exponent range apart,
+// later needed because the evidence contradicts itself) is noticed and reported as HF_ROW_RANGE.
+#pragma once
+
+#include "hfilter.h"
+#include "pack.hpp"
+#include "philox.hpp"
+
+namespace HF_NAMESPACE {
+
+HF_INLINE int64_t n_nodes(const hf_model& m, int level) {
+    int64_t n = 1;
+    for (int d = 0; d < level; ++d) n *= m.arity;
+    return n;
+}
+
+// ------------------------------------------------------------------------------------ sampling
+
+template <int N> struct Indices {
+    using U = typename LaneType<uint32_t, N>::type;
+    U lo, hi;
+};
+
+template <class U> HF_INLINE uint32_t& element(U& v, int l) { return reinterpret_cast<uint32_t*>(&v)[l]; }
+
+template <int N> HF_INLINE Indices<N> row_indices(uint64_t first) {
+    Indices<N> r{};
+    for (int l = 0; l < N; ++l) {
+        element(r.lo, l) = static_cast<uint32_t>(first + static_cast<uint64_t>(l));
+        element(r.hi, l) = static_cast<uint32_t>((first + static_cast<uint64_t>(l)) >> 32);
+    }
+    return r;
+}
+
+// The words of one purpose, four to a block, fetched in any order.
+template <int N> struct WordStream {
+    using U = typename LaneType<uint32_t, N>::type;
+    Indices<N> index;
+    uint32_t purpose, key0, key1;
+    int64_t block = -1;
+    Words<U> words{};
+
+    HF_INLINE U operator[](int64_t t) {
+        if ((t >> 2) != block) {
+            block = t >> 2;
+            words = philox4x32<U>(index.lo, index.hi, U{} + static_cast<uint32_t>(block), U{} + purpose, key0, key1);
+        }
+        return words.w[t & 3];
+    }
+};
+
+// How many cut points are <= the word, by binary search in a row of 1 << bits padded entries.
+// The largest word counts as its neighbour, so a padded cut point is never passed.
+template <int N, class U> HF_INLINE U choose(const uint32_t* cuts, int bits, U row, U word) {
+    const U w = smaller<U>(word, U{} + 0xFFFFFFFEu);
+    const U base = row << bits;
+    U position{};
+    for (int b = bits - 1; b >= 0; --b) {
+        const uint32_t step = 1u << b;
+        const U probe = base + position + (step - 1u);
+        U cut{};
+        for (int l = 0; l < N; ++l) element(cut, l) = cuts[element(const_cast<U&>(probe), l)];
+        position += cut <= w ? U{} + step : U{};
+    }
+    return position;
+}
+
+// Trees of rows first … first + N - 1 of the stream into `symbols` (n_leaves packs), level by level
+// in place: the children of node i overwrite entries that no node before i needs. `store(d, symbols)`
+// sees every existing level.
+template <int N, class Store>
+HF_INLINE void sample_tree(const hf_model& m, uint64_t seed, uint64_t first, const int32_t* roots,
+                           typename LaneType<uint32_t, N>::type* symbols, const Store& store) {
+    using U = typename LaneType<uint32_t, N>::type;
+    const uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    WordStream<N> tree{row_indices<N>(first), kPurposeTree, key0, key1};
+    U root{};
+    if (roots) {
+        const uint32_t last = static_cast<uint32_t>(m.alphabets[0] - 1);
+        for (int l = 0; l < N; ++l) {
+            const uint32_t r = static_cast<uint32_t>(roots[l]);
+            element(root, l) = r < last ? r : last;
+        }
+    } else {
+        root = choose<N, U>(m.prior_cuts, m.prior_bits, U{}, tree[0]);
+    }
+    symbols[0] = root;
+    store(0, symbols);
+    const int k = m.filter_level;
+    if (k > 0) {
+        WordStream<N> star{row_indices<N>(first), kPurposeStar, key0, key1};
+        const int64_t n = n_nodes(m, k);
+        const int64_t stride = static_cast<int64_t>(m.alphabets[0]) << m.star_bits;
+        for (int64_t i = 0; i < n; ++i)
+            symbols[i] = choose<N, U>(m.star_cuts + i * stride, m.star_bits, root, star[i]);
+        store(k, symbols);
+    }
+    const int s = m.arity;
+    for (int d = k; d < m.depth; ++d) {
+        const hf_level& level = m.levels[d];
+        const int64_t n = n_nodes(m, d);
+        const int64_t heap = (n - 1) / (s - 1);
+        for (int64_t i = n - 1; i >= 0; --i) {
+            const U parent = symbols[i];
+            const U rule = (parent << level.cut_bits) +
+                           choose<N, U>(level.cuts, level.cut_bits, parent, tree[1 + heap + i]);
+            for (int r = 0; r < s; ++r) {
+                U child{};
+                for (int l = 0; l < N; ++l)
+                    element(child, l) =
+                        level.picks[static_cast<size_t>(element(const_cast<U&>(rule), l)) * static_cast<size_t>(s) +
+                                    static_cast<size_t>(r)];
+                symbols[i * s + r] = child;
+            }
+        }
+        store(d + 1, symbols);
+    }
+}
+
+// ----------------------------------------------------------------------------- message passing
+
+// Typed views of the model and the call, chosen by the value type.
+template <class T> struct Numbers;
+template <> struct Numbers<float> {
+    static HF_INLINE const float* prob(const hf_level& l) { return l.prob32; }
+    static HF_INLINE const float* prior(const hf_model& m) { return m.prior32; }
+    static HF_INLINE const float* star(const hf_model& m) { return m.star32; }
+    static HF_INLINE float tiny(const hf_model& m) { return m.tiny32; }
+    static HF_INLINE int32_t slack(const hf_model& m) { return m.slack32; }
+};
+template <> struct Numbers<double> {
+    static HF_INLINE const double* prob(const hf_level& l) { return l.prob64; }
+    static HF_INLINE const double* prior(const hf_model& m) { return m.prior64; }
+    static HF_INLINE const double* star(const hf_model& m) { return m.star64; }
+    static HF_INLINE double tiny(const hf_model& m) { return m.tiny64; }
+    static HF_INLINE int64_t slack(const hf_model& m) { return m.slack64; }
+};
+
+// What has happened to the range of a row so far.
+template <class P> struct Range {
+    typename P::V tiny;
+    typename P::I danger{}; // mask: some non-zero entry fell below `tiny`
+    typename P::I spent{};  // bits of cancellation, summed over levels
+    typename P::I worst{};  // most negative exponent of the present level
+    typename P::I empty{};  // mask: some message or belief is zero throughout
+
+    HF_INLINE void watch(typename P::V x) {
+        danger |= as_mask<P>(x < tiny) & as_mask<P>(x > 0);
+    }
+    HF_INLINE void cancelled(typename P::I e) { worst = smaller(worst, e); }
+    HF_INLINE void next_level() {
+        spent -= worst;
+        worst = typename P::I{};
+    }
+};
+
+// Normalises one message of q entries; returns the exponent taken out.
+template <class P> HF_INLINE typename P::I rescale(typename P::V* x, int q, Range<P>& range) {
+    typename P::V top = x[0];
+    for (int a = 1; a < q; ++a) top = larger(top, x[a]);
+    const typename P::I e = exponent<P>(top);
+    const typename P::V factor = power_of_two<P>(-e);
+    for (int a = 0; a < q; ++a) {
+        x[a] = x[a] * factor;
+        range.watch(x[a]);
+    }
+    range.cancelled(e);
+    range.empty |= as_mask<P>(top == 0);
+    return e;
+}
+
+// nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for the n nodes of a level.
+template <class P, int S>
+HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const typename P::V* below, typename P::V* nu,
+                            typename P::I& total, Range<P>& range) {
+    using V = typename P::V;
+    const int s = S > 0 ? S : arity;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
+    const int qp = level.n_parents, qc = level.n_symbols;
+    for (int64_t i = 0; i < n; ++i) {
+        const V* child = below + i * s * qc;
+        V* out = nu + i * qp;
+        for (int a = 0; a < qp; ++a) {
+            V sum{};
+            for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+                const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+                V term = prob[rule] * child[b[0]];
+                for (int r = 1; r < s; ++r) term = term * child[r * qc + b[r]];
+                sum = sum + term;
+            }
+            out[a] = sum;
+        }
+        total += rescale<P>(out, qp, range);
+    }
+    range.next_level();
+}
+
+// mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r').
+template <class P, int S>
+HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const typename P::V* mu,
+                              const typename P::V* nu_below, typename P::V* mu_below, Range<P>& range) {
+    using V = typename P::V;
+    const int s = S > 0 ? S : arity;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
+    const int qp = level.n_parents, qc = level.n_symbols;
+    V right[HF_MAX_ARITY + 1]; // products of the siblings to the right
+    for (int64_t i = 0; i < n; ++i) {
+        const V* up = nu_below + i * s * qc;
+        V* out = mu_below + i * s * qc;
+        for (int x = 0; x < s * qc; ++x) out[x] = V{};
+        for (int a = 0; a < qp; ++a) {
+            const V from_parent = mu[i * qp + a];
+            for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+                const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+                V left = from_parent * prob[rule];
+                if constexpr (S == 2) {
+                    out[b[0]] = out[b[0]] + left * up[qc + b[1]];
+                    out[qc + b[1]] = out[qc + b[1]] + left * up[b[0]];
+                } else {
+                    right[s] = splat<P>(1);
+                    for (int r = s - 1; r > 0; --r) right[r] = up[r * qc + b[r]] * right[r + 1];
+                    for (int r = 0; r < s; ++r) {
+                        V& target = out[r * qc + b[r]];
+                        target = target + left * right[r + 1];
+                        left = left * up[r * qc + b[r]];
+                    }
+                }
+            }
+        }
+        for (int r = 0; r < s; ++r) rescale<P>(out + r * qc, qc, range);
+    }
+    range.next_level();
+}
+
+// A product of many factors per class, each class with its own exponent: over the arity^k nodes of a
+// star one class may fall 10^5 powers of two behind and come back.
+template <class P> struct WideNumber {
+    typename P::V value; // in [1, 2), or 0
+    typename P::I exponent;
+
+    static HF_INLINE WideNumber of(typename P::V factor) {
+        WideNumber x{splat<P>(1), typename P::I{}};
+        x.multiply(factor);
+        return x;
+    }
+    HF_INLINE void multiply(typename P::V factor) {
+        value = value * factor;
+        const typename P::I e = ::HF_NAMESPACE::exponent<P>(value);
+        value = value * power_of_two<P>(-e);
+        exponent += e;
+    }
+};
+
+// Brings wide numbers to one common exponent, which is returned; x[a] * 2^result is the value.
+template <class P>
+HF_INLINE typename P::I align(const WideNumber<P>* wide, int q, typename P::V* x, Range<P>& range) {
+    using I = typename P::I;
+    constexpr typename P::Int lowest = -(typename P::Int(1) << 30);
+    constexpr typename P::Int floor_exponent = -Format<typename P::Scalar>::bias + 1;
+    I top = splat_int<P>(lowest);
+    for (int a = 0; a < q; ++a) top = larger<I>(top, wide[a].value > 0 ? wide[a].exponent : splat_int<P>(lowest));
+    for (int a = 0; a < q; ++a) {
+        const I shift = wide[a].exponent - top;
+        const I safe = larger<I>(shift, splat_int<P>(floor_exponent));
+        x[a] = shift < floor_exponent ? typename P::V{} : wide[a].value * power_of_two<P>(safe);
+        range.watch(x[a]);
+        range.danger |= as_mask<P>(wide[a].value > 0) & as_mask<P>(shift < floor_exponent);
+    }
+    return top <= lowest ? I{} : top;
+}
+
+// Scratch of one pack, in values: messages of every existing level, two downward levels, and the star.
+template <class P> struct Layout {
+    int64_t nu[64]; // offset of each level
+    int64_t mu[2];
+    int64_t star; // per node and class: m_i(a) and the product of those before it (value, exponent)
+    int64_t size;
+
+    HF_INLINE explicit Layout(const hf_model& m) {
+        int64_t at = 0, widest = m.alphabets[0];
+        for (int d = m.filter_level; d <= m.depth; ++d) {
+            const int64_t level = n_nodes(m, d) * m.alphabets[d];
+            nu[d] = at;
+            at += level;
+            if (level > widest) widest = level;
+        }
+        mu[0] = at;
+        mu[1] = at + widest;
+        star = at + 2 * widest;
+        const int64_t q0 = m.alphabets[0];
+        size = star + 2 * q0; // the root's message and its belief
+        if (m.filter_level > 0) size += (3 * n_nodes(m, m.filter_level) + 3 * 2) * q0;
+    }
+};
+
+// The root of a filtered tree: its s^k children are independent given it.
+template <class P> struct Star {
+    using V = typename P::V;
+    const hf_model& m;
+    const typename P::Scalar* channels;
+    int64_t n;
+    int q0, qk;
+    V* factor;             // m_i(a) = sum_c P_i[a, c] nu_i(c)
+    WideNumber<P>* before; // prod_{j < i} m_j(a)
+    WideNumber<P>* suffix; // prod_{j > i} m_j(a), then scratch
+
+    HF_INLINE Star(const hf_model& model, V* scratch)
+        : m(model), channels(Numbers<typename P::Scalar>::star(model)), n(n_nodes(model, model.filter_level)),
+          q0(model.alphabets[0]), qk(model.alphabets[model.filter_level]), factor(scratch),
+          before(reinterpret_cast<WideNumber<P>*>(scratch + n * q0)), suffix(before + n * q0) {}
+
+    HF_INLINE void upward(const V* nu, WideNumber<P>* root) {
+        for (int a = 0; a < q0; ++a) root[a] = WideNumber<P>::of(splat<P>(1));
+        for (int64_t i = 0; i < n; ++i) {
+            const typename P::Scalar* p = channels + i * q0 * qk;
+            for (int a = 0; a < q0; ++a) {
+                V sum{};
+                for (int c = 0; c < qk; ++c) sum = sum + p[a * qk + c] * nu[i * qk + c];
+                factor[i * q0 + a] = sum;
+                before[i * q0 + a] = root[a];
+                root[a].multiply(sum);
+            }
+        }
+    }
+
+    // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c]
+    HF_INLINE void downward(V* mu, V* weight, Range<P>& range) {
+        const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
+        WideNumber<P>* product = suffix + q0;
+        for (int a = 0; a < q0; ++a) suffix[a] = WideNumber<P>::of(splat<P>(prior[a]));
+        for (int64_t i = n - 1; i >= 0; --i) {
+            const typename P::Scalar* p = channels + i * q0 * qk;
+            for (int a = 0; a < q0; ++a) {
+                product[a] = suffix[a];
+                product[a].multiply(before[i * q0 + a].value);
+                product[a].exponent += before[i * q0 + a].exponent;
+                suffix[a].multiply(factor[i * q0 + a]);
+            }
+            align<P>(product, q0, weight, range);
+            V* out = mu + i * qk;
+            for (int c = 0; c < qk; ++c) out[c] = V{};
+            for (int a = 0; a < q0; ++a)
+                for (int c = 0; c < qk; ++c) out[c] = out[c] + weight[a] * p[a * qk + c];
+            rescale<P>(out, qk, range);
+        }
+        range.next_level();
+    }
+};
+
+} // namespace HF_NAMESPACE
