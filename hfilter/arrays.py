@@ -42,15 +42,20 @@ def as_numpy(name: str, x: Any) -> tuple[Array, Wrap]:
         try:
             array = np.from_dlpack(x)
         except (TypeError, ValueError, RuntimeError, BufferError) as error:
-            raise DTypeError(f"{name}: NumPy cannot view this {type(x).__name__} through DLPack ({error})") from error
+            raise DTypeError(
+                f"{name}: NumPy cannot view this {type(x).__name__} through DLPack ({error})"
+            ) from error
         space = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
-        return array, space.from_dlpack if hasattr(space, "from_dlpack") else _same
+        back: Wrap = getattr(space, "from_dlpack", _same)
+        return array, back
     try:
         array = np.asarray(x)
     except Exception as error:
         raise DTypeError(f"{name} must be an array, got {type(x).__name__} ({error})") from error
     if array.dtype == object:
-        raise DTypeError(f"{name} must be an array of numbers, got {type(x).__name__} holding Python objects")
+        raise DTypeError(
+            f"{name} must be an array of numbers, got {type(x).__name__} holding Python objects"
+        )
     return array, _same
 
 
@@ -82,7 +87,9 @@ def to_device(device: Any) -> Wrap:
     try:
         where = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ArgumentError(f"device must be None (NumPy) or a torch device such as 'cpu', got {device!r}") from error
+        raise ArgumentError(
+            f"device must be None (NumPy) or a torch device such as 'cpu', got {device!r}"
+        ) from error
     if where.type != "cpu":
         raise BackendUnavailable(
             f"device = {device!r}: this version of hfilter has no CUDA kernels; use device='cpu' and move the result"

@@ -6,70 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Wrap, allocate, as_numpy, to_device, value_type
-from .backend import Backend, Evidence, Outputs, default_threads, get_backend
+from .arrays import allocate, as_numpy, to_device, value_type
+from .backend import default_threads, get_backend
 from .checks import check_int, check_seed
 from .errors import ArgumentError, DTypeError, ShapeError
+from .evidence import Evidence, Outputs, check_evidence, kernel_layout
 from .logspace import infer_logspace
+from .results import Posterior, Sample
+from .runners import Backend
 from .tree import TreeStructure
 
 __all__ = ["Posterior", "Sample", "TreeModel"]
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Sampled trees.
-
-    Attributes
-    ----------
-    roots : array of unsigned int, shape (n,)
-    leaves : array of unsigned int, shape (n, n_leaves)
-    levels : dict of int to array
-        With ``levels=True``: level ``d`` has shape (n, arity**d), for the levels that exist.
-    """
-
-    roots: Any
-    leaves: Any
-    levels: dict[int, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """Exact posterior marginals of n rows.
-
-    Attributes
-    ----------
-    log_evidence : array of float64, shape (n,)
-        ``ln P(evidence)`` in nats; -inf where the grammar cannot produce the evidence.
-    root : array, shape (n, n_classes)
-        Belief of the root symbol.
-    leaves : array, shape (n, n_leaves, q)
-        Belief of every leaf.
-
-    In a row of impossible evidence every belief is NaN.
-    """
-
-    log_evidence: Any
-    root: Any
-    leaves: Any
-    _levels: dict[int, Any] = field(default_factory=dict, repr=False)
-
-    def level(self, d: int) -> Any:
-        """Beliefs of level `d`, shape (n, arity**d, q_d); internal levels must have been asked for."""
-        if d in self._levels:
-            return self._levels[d]
-        raise ArgumentError(
-            f"beliefs of level {d} were not computed or do not exist; here are levels {sorted(self._levels)}; "
-            'ask with infer(..., levels="all")'
-        )
 
 
 class TreeModel(TreeStructure):
@@ -185,7 +139,11 @@ class TreeModel(TreeStructure):
                 [None if a is None else a[part] for a in arrays], threads,
             )  # fmt: skip
         leaves = wrap(_present(arrays[self.depth])) if out is None else out
-        kept = {d: leaves if d == self.depth else wrap(_present(arrays[d])) for d in wanted} if levels else {}
+        kept = (
+            {d: leaves if d == self.depth else wrap(_present(arrays[d])) for d in wanted}
+            if levels
+            else {}
+        )
         return Sample(wrap(_present(arrays[0])[:, 0]), leaves, kept)
 
     # ------------------------------------------------------------------------------- inference
@@ -239,7 +197,7 @@ class TreeModel(TreeStructure):
         ([[0.5, 0.5]], [0.5, 0.5])
         """
         kept = self._check_levels(levels)
-        evidence, n, wrap = self._check_evidence(leaves, mask, log_fields)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         kind = value_type(dtype)
         out = self._outputs(n, kind, evidence=True, root=True, levels={self.depth, *kept})
         self._run(evidence, n, kind, out, backend, num_threads)
@@ -260,7 +218,7 @@ class TreeModel(TreeStructure):
         num_threads: int | None = None,
     ) -> Any:
         """P(root | evidence), shape (n, n_classes), by the upward pass alone; arguments as in `infer`."""
-        evidence, n, wrap = self._check_evidence(leaves, mask, log_fields)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         out = self._outputs(n, value_type(dtype), root=True)
         self._run(evidence, n, value_type(dtype), out, backend, num_threads)
         return wrap(out.root)  # type: ignore[arg-type]
@@ -280,7 +238,7 @@ class TreeModel(TreeStructure):
         The exact answer to single-mask language modelling at all positions at once. NaN at a leaf
         exactly where the other leaves are impossible together. Arguments as in `infer`.
         """
-        evidence, n, wrap = self._check_evidence(leaves, mask, log_fields)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         out = self._outputs(n, value_type(dtype), leave_one_out=True)
         self._run(evidence, n, value_type(dtype), out, backend, num_threads)
         return wrap(out.leave_one_out)  # type: ignore[arg-type]
@@ -304,7 +262,7 @@ class TreeModel(TreeStructure):
         >>> bool(abs(model.log_prob([[0, 1, 1, 0]])[0] - 4 * math.log(0.5)) < 1e-6)
         True
         """
-        evidence, n, wrap = self._check_evidence(leaves, mask, log_fields)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         out = self._outputs(n, value_type(dtype), evidence=True)
         self._run(evidence, n, value_type(dtype), out, backend, num_threads)
         return wrap(out.log_evidence)  # type: ignore[arg-type]
@@ -316,17 +274,21 @@ class TreeModel(TreeStructure):
         """Rule updates of one row, roughly: how much work a block of rows is."""
         cost = self.n_leaves * self.vocab_size
         if self.filter_level:
-            cost += self.arity**self.filter_level * self.n_classes * self.alphabets[self.filter_level]
+            cost += (
+                self.arity**self.filter_level * self.n_classes * self.alphabets[self.filter_level]
+            )
         for d in range(self.filter_level, self.depth):
             cost += self.arity**d * self.grammar.table(d).n_rules
-        return cost
+        return int(cost)
 
     def _outputs(
         self, n: int, kind: np.dtype[Any], *, evidence: bool = False, root: bool = False,
         levels: Iterable[int] = (), leave_one_out: bool = False,
     ) -> Outputs:  # fmt: skip
         def new(*shape: int) -> Array:
-            return allocate(f"the result for n = {n} rows", (n, *shape), kind, "pass fewer rows at a time")
+            return allocate(
+                f"the result for n = {n} rows", (n, *shape), kind, "pass fewer rows at a time"
+            )
 
         beliefs: list[Array | None] = [None] * (self.depth + 1)
         for d in levels:
@@ -347,10 +309,23 @@ class TreeModel(TreeStructure):
         rows = max(1, runner.block_work // self._row_cost)
         for begin in range(0, n, rows):  # short calls: Python sees Ctrl-C between them
             part = slice(begin, min(begin + rows, n))
-            self._run_block(runner, threads, self._ready(evidence.rows(part)), part.stop - begin, kind, out.rows(part))
+            self._run_block(
+                runner,
+                threads,
+                kernel_layout(self, evidence.rows(part)),
+                part.stop - begin,
+                kind,
+                out.rows(part),
+            )
 
     def _run_block(
-        self, runner: Backend, threads: int, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs
+        self,
+        runner: Backend,
+        threads: int,
+        evidence: Evidence,
+        n: int,
+        kind: np.dtype[Any],
+        out: Outputs,
     ) -> None:
         status = np.empty(n, np.uint8)
         runner.infer(self, evidence, kind, out, status, threads)
@@ -370,58 +345,14 @@ class TreeModel(TreeStructure):
         for target, source in zip(out.arrays(), wider.arrays(), strict=True):
             target[again] = source
 
-    def _ready(self, evidence: Evidence) -> Evidence:
-        """One block in the types and the layout kernels take; no copy if it has them already."""
-        tokens, mask, fields = evidence.tokens, evidence.mask, evidence.log_fields
-        if tokens is not None:
-            tokens = np.ascontiguousarray(tokens, self.token_dtype)
-        if mask is not None:
-            mask = np.ascontiguousarray(mask)
-        if fields is not None:
-            fields = np.ascontiguousarray(fields, np.float32 if fields.dtype.itemsize < 8 else np.float64)
-        return Evidence(tokens, mask, fields)
-
-    def _check_evidence(self, leaves: Any, mask: Any, log_fields: Any) -> tuple[Evidence, int, Wrap]:
-        if (leaves is None) == (log_fields is None):
-            raise ArgumentError(
-                "give exactly one of leaves (tokens) and log_fields, got "
-                + ("neither" if leaves is None else "both; a hidden token in leaves is mask_token")
-            )
-        if log_fields is not None:
-            if mask is not None:
-                raise ArgumentError("mask goes with leaves; in log_fields a hidden leaf has equal fields, e.g. zeros")
-            fields, wrap = as_numpy("log_fields", log_fields)
-            if fields.dtype.kind != "f":
-                raise DTypeError(f"log_fields must be floating-point, got {fields.dtype}")
-            _check_shape("log_fields", fields, (self.n_leaves, self.vocab_size))
-            for begin in range(0, len(fields), 65536):
-                _check_fields(fields[begin : begin + 65536], begin)
-            return Evidence(log_fields=fields), len(fields), wrap
-        tokens, wrap = as_numpy("leaves", leaves)
-        if tokens.dtype.kind not in "iu":
-            raise DTypeError(f"leaves must be integers (tokens), got {tokens.dtype}; convert with .astype(np.uint8)")
-        _check_shape("leaves", tokens, (self.n_leaves,))
-        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) > self.mask_token):
-            bad = np.argwhere((tokens < 0) | (tokens > self.mask_token))[0]
-            raise ArgumentError(
-                f"leaves must be tokens 0 … {self.vocab_size - 1}, or {self.mask_token} for a hidden one, "
-                f"got {int(tokens[tuple(bad)])} in row {int(bad[0])} at leaf {int(bad[1])}"
-            )
-        hidden = None
-        if mask is not None:
-            hidden, _ = as_numpy("mask", mask)
-            if hidden.dtype != np.bool_:
-                raise DTypeError(f"mask must be boolean (True = hidden), got {hidden.dtype}; convert with .astype(bool)")
-            if hidden.shape != tokens.shape:
-                raise ShapeError(f"mask must have the shape of leaves, {tokens.shape}, got {hidden.shape}")
-        return Evidence(tokens, hidden), len(tokens), wrap
-
     def _check_levels(self, levels: str | Iterable[int] | None) -> tuple[int, ...]:
         if levels is None:
             return ()
         if isinstance(levels, str):
             if levels != "all":
-                raise ArgumentError(f'levels must be None, "all" or a list of levels, got {levels!r}')
+                raise ArgumentError(
+                    f'levels must be None, "all" or a list of levels, got {levels!r}'
+                )
             return self.existing_levels
         kept = tuple(check_int("levels", d, 0, self.depth) for d in levels)
         for d in kept:
@@ -451,26 +382,10 @@ def _present(x: Array | None) -> Array:
 
 
 def _runner(backend: str | None, num_threads: int | None) -> tuple[Backend, int]:
-    threads = default_threads() if num_threads is None else check_int("num_threads", num_threads, 1, 1024)
+    threads = (
+        default_threads() if num_threads is None else check_int("num_threads", num_threads, 1, 1024)
+    )
     return get_backend(backend), threads
-
-
-def _check_shape(name: str, x: Array, row: tuple[int, ...]) -> None:
-    if x.ndim != 1 + len(row) or x.shape[1:] != row:
-        wanted = ", ".join(map(str, row))
-        raise ShapeError(f"{name} must have shape (n, {wanted}), got {x.shape}")
-
-
-def _check_fields(fields: Array, first_row: int) -> None:
-    if not fields.size:
-        return
-    low, high = fields.min(), fields.max()
-    if np.isnan(low) or high == np.inf:
-        row, leaf, symbol = (int(i) for i in np.argwhere(np.isnan(fields) | (fields == np.inf))[0])
-        raise ArgumentError(
-            f"log_fields must be finite or -inf, got {fields[row, leaf, symbol]} in row {first_row + row} "
-            f"at leaf {leaf}, symbol {symbol}"
-        )
 
 
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -32,12 +32,11 @@ def _tuples(codes: NDArray[np.int64], vocab_size: int, arity: int) -> NDArray[np
     return np.stack(digits, axis=-1).astype(np.int32)
 
 
-def _distinct_codes(
-    stream: np.random.RandomState, n_tuples: int, wanted: int
-) -> NDArray[np.int64]:
+def _distinct_codes(stream: np.random.RandomState, n_tuples: int, wanted: int) -> NDArray[np.int64]:
     """`wanted` distinct tuple codes in random order."""
     if n_tuples <= _DEAL_ALL:
-        return stream.permutation(n_tuples)[:wanted].astype(np.int64)
+        dealt: NDArray[np.int64] = stream.permutation(n_tuples)[:wanted].astype(np.int64)
+        return dealt
     chosen: NDArray[np.int64] = np.empty(0, np.int64)
     while len(chosen) < wanted:
         more = stream.randint(0, n_tuples, size=wanted - len(chosen), dtype=np.int64)
@@ -51,13 +50,15 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     flat = np.fromiter(map(math.exp, shifted.ravel().tolist()), np.float64, shifted.size)
     weights = flat.reshape(logits.shape)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def _count(name: str, vocab_size: int, arity: int, rules_per_symbol: int | None) -> int:
     """Rules of each parent when q**arity tuples are dealt to q parents."""
     share = vocab_size ** (arity - 1)
-    rules = share if rules_per_symbol is None else check_int("rules_per_symbol", rules_per_symbol, 1)
+    rules = (
+        share if rules_per_symbol is None else check_int("rules_per_symbol", rules_per_symbol, 1)
+    )
     if rules > share:
         raise GrammarError(
             f"rules_per_symbol must be at most vocab_size**(arity-1) = {share}, so that no tuple of "
@@ -129,7 +130,11 @@ def random_hierarchy(
         codes = _distinct_codes(stream, v**s, parents * m)
         tables.append(
             RuleTable.from_rules(
-                parents, v, np.repeat(np.arange(parents), m), _tuples(codes, v, s), np.full(parents * m, 1.0 / m)
+                parents,
+                v,
+                np.repeat(np.arange(parents), m),
+                _tuples(codes, v, s),
+                np.full(parents * m, 1.0 / m),
             )
         )
     return tuple(tables)

@@ -50,7 +50,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         raise DataError(f"cannot write {target}: it is a folder; give the name of a file")
     encoding = None if "b" in mode else "utf-8"
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=".part", dir=target.parent
+        )
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or error}") from error
     try:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,21 +11,17 @@ from numpy.typing import NDArray
 
 from . import families, view
 from .checks import check_int
-from .errors import DataError, DTypeError, GrammarError, ShapeError
-from .files import atomic_write
-from .rules import RuleTable
+from .errors import DataError, GrammarError, ShapeError
+from .rules import RuleTable, digest
+from .rules_file import read_rules, write_rules
 
 __all__ = ["Grammar"]
-
-_FORMAT = "hfilter-grammar"
-_FORMAT_VERSION = 1
 
 
 class Grammar:
     """Production rules of a tree: one table that serves every level, or one table per level.
 
-    Build one with a class method: `log_normal`, `published`, `random_hierarchy`, `dense`,
-    `broadcast`, `parity`, `from_tensor`, `load`. A grammar is immutable.
+    Build one with a class method, `log_normal` to `load`. A grammar is immutable.
 
     Attributes
     ----------
@@ -65,7 +57,9 @@ class Grammar:
         self.is_shared = is_shared
         self._fingerprint = None
         if not self.tables or (is_shared and len(self.tables) != 1):
-            raise GrammarError(f"a grammar needs one table for all levels or one per level, got {len(self.tables)}")
+            raise GrammarError(
+                f"a grammar needs one table for all levels or one per level, got {len(self.tables)}"
+            )
         arity = self.tables[0].arity
         for level, table in enumerate(self.tables):
             if table.arity != arity:
@@ -109,10 +103,6 @@ class Grammar:
             ``vocab_size**(arity - 1)``.
         arity : int
             Children per node, from 2 to 32.
-
-        Raises
-        ------
-        ArgumentError, DTypeError, GrammarError
 
         References
         ----------
@@ -195,7 +185,9 @@ class Grammar:
 8 symbols, 10 classes, arity 2, 3 levels of 20 to 16 rules, unambiguous
         """
         classes = vocab_size if n_classes is None else n_classes
-        tables = families.random_hierarchy(vocab_size, rules_per_symbol, depth, classes, arity, seed)
+        tables = families.random_hierarchy(
+            vocab_size, rules_per_symbol, depth, classes, arity, seed
+        )
         return cls(
             tables,
             _spec("random_hierarchy", vocab_size=vocab_size, rules_per_symbol=rules_per_symbol,
@@ -218,7 +210,9 @@ class Grammar:
         tables = families.dense(vocab_size, concentration, seed, arity)
         return cls(
             tables,
-            _spec("dense", vocab_size=vocab_size, concentration=concentration, seed=seed, arity=arity),
+            _spec(
+                "dense", vocab_size=vocab_size, concentration=concentration, seed=seed, arity=arity
+            ),
         )
 
     @classmethod
@@ -271,8 +265,12 @@ class Grammar:
         """
         if isinstance(tensor, (list, tuple)) and all(getattr(t, "ndim", 0) >= 3 for t in tensor):
             if not tensor:
-                raise GrammarError("tensor must be an array or a non-empty list of arrays, got an empty list")
-            tables = tuple(RuleTable.from_tensor(t, f"tensor of level {i}") for i, t in enumerate(tensor))
+                raise GrammarError(
+                    "tensor must be an array or a non-empty list of arrays, got an empty list"
+                )
+            tables = tuple(
+                RuleTable.from_tensor(t, f"tensor of level {i}") for i, t in enumerate(tensor)
+            )
             return cls(tables, {"family": "tensor"}, is_shared=False)
         table = RuleTable.from_tensor(tensor)
         if table.n_parents != table.n_symbols:
@@ -338,13 +336,7 @@ class Grammar:
     def fingerprint(self) -> str:
         """SHA-256 of the rules, 16 hexadecimal digits: equal for equal laws, however they were made."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(f"{_FORMAT} {self.is_shared}".encode())
-            for table in self.tables:
-                digest.update(np.array([table.n_parents, table.n_symbols, table.arity], "<i8").tobytes())
-                digest.update(table.first.astype("<i8").tobytes())
-                digest.update(table.children.astype("<i8").tobytes())
-                digest.update(table.probability.astype("<f8").tobytes())
-            self._fingerprint = digest.hexdigest()[:16]
+            self._fingerprint = digest(self.tables, self.is_shared)
         return self._fingerprint
 
     def describe(self) -> dict[str, Any]:
@@ -381,15 +373,8 @@ class Grammar:
         DataError
             If the file cannot be written; what stood there before is untouched.
         """
-        header = {"format": _FORMAT, "version": _FORMAT_VERSION, "spec": self.spec, "shared": self.is_shared,
-                  "tables": [[t.n_parents, t.n_symbols] for t in self.tables]}  # fmt: skip
-        arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(json.dumps(header).encode(), np.uint8)}
-        for i, table in enumerate(self.tables):
-            arrays[f"parents_{i}"] = table.parents
-            arrays[f"children_{i}"] = table.children
-            arrays[f"probability_{i}"] = table.probability
-        with atomic_write(path) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        header = {"spec": self.spec, "shared": self.is_shared}
+        write_rules(path, header, self.tables)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Grammar:
@@ -400,63 +385,16 @@ class Grammar:
         DataError
             If the file is missing, is not ours, is of a newer version, or is damaged.
         """
-        name = os.fspath(path)
+        header, tables = read_rules(path)
         try:
-            with open(name, "rb") as file:
-                content = file.read()
-        except OSError as error:
-            raise DataError(f"cannot read {name}: {error.strerror or error}") from error
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-            header = json.loads(bytes(arrays["header"]))
-            if header["format"] != _FORMAT:
-                raise KeyError("format")
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{name} is not a grammar written by Grammar.save, or it is damaged ({error})"
-            ) from error
-        if header.get("version") != _FORMAT_VERSION:
-            raise DataError(
-                f"{name} has format version {header.get('version')!r}; this hfilter reads version {_FORMAT_VERSION}: "
-                "upgrade hfilter"
-            )
-        try:
-            tables = [
-                _restore(n_parents, n_symbols, *(arrays[f"{part}_{i}"] for part in ("parents", "children", "probability")))
-                for i, (n_parents, n_symbols) in enumerate(header["tables"])
-            ]
-            grammar = cls(tables, header["spec"], is_shared=bool(header["shared"]))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{name} is damaged: {error}") from error
-        return grammar
-
-
-def _restore(
-    n_parents: int,
-    n_symbols: int,
-    parents: NDArray[Any],
-    children: NDArray[Any],
-    probability: NDArray[Any],
-) -> RuleTable:
-    """A table from arrays that may say anything."""
-    if parents.ndim != 1 or children.ndim != 2 or not len(parents) == len(children) == len(probability):
-        raise ShapeError("the rules' arrays do not fit together")
-    if parents.dtype.kind not in "iu" or children.dtype.kind not in "iu" or probability.dtype != np.float64:
-        raise DTypeError("the rules' arrays have wrong types")
-    inside = (parents >= 0) & (parents < n_parents) & ((children >= 0) & (children < n_symbols)).all(axis=1)
-    if not inside.all() or not (np.isfinite(probability) & (probability > 0)).all():
-        raise GrammarError("a rule has a symbol or a probability out of range")
-    table = RuleTable.from_rules(n_parents, n_symbols, parents, children, probability)
-    sums = np.add.reduceat(table.probability, table.first[:-1]) if table.n_rules else np.zeros(n_parents)
-    if (np.diff(table.first) == 0).any() or (np.abs(sums - 1) > 1e-9).any():
-        raise GrammarError("a parent's rules do not sum to 1")
-    return table
+            return cls(tables, dict(header["spec"]), is_shared=bool(header["shared"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
 def _spec(family: str, **parameters: Any) -> dict[str, Any]:
     """Family and parameters as plain values; defaults that were left alone are left out."""
-    plain = {"family": family}
+    plain: dict[str, Any] = {"family": family}
     for key, value in parameters.items():
         if value is None or (key == "arity" and value == 2):
             continue

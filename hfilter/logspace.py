@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Evidence, Outputs
+from .evidence import Evidence, Outputs
 from .rules import RuleTable
 from .tree import TreeStructure
 
@@ -60,18 +60,18 @@ def _exclusive_sums(m: Array) -> Array:
     zero = np.zeros_like(m[:, :1])
     before = np.concatenate([zero, np.cumsum(m, axis=1)[:, :-1]], axis=1)
     after = np.concatenate([np.cumsum(m[:, ::-1], axis=1)[:, ::-1][:, 1:], zero], axis=1)
-    return before + after
+    return np.asarray(before + after)
 
 
 def _leaf_messages(tree: TreeStructure, evidence: Evidence) -> Array:
     if evidence.log_fields is not None:
-        return evidence.log_fields.astype(np.float64)
+        return np.asarray(evidence.log_fields, np.float64)
     assert evidence.tokens is not None
     seen = evidence.tokens[..., None] == np.arange(tree.vocab_size)
     hidden = evidence.tokens >= tree.vocab_size
     if evidence.mask is not None:
         hidden = hidden | (evidence.mask != 0)
-    return np.where(seen | hidden[..., None], 0.0, -np.inf)
+    return np.asarray(np.where(seen | hidden[..., None], 0.0, -np.inf))
 
 
 def _block(tree: TreeStructure, evidence: Evidence, out: Outputs) -> None:
@@ -82,13 +82,17 @@ def _block(tree: TreeStructure, evidence: Evidence, out: Outputs) -> None:
     for d in range(depth - 1, k - 1, -1):
         table = tree.grammar.table(d)
         below = nu[d + 1].reshape(len(leaves), -1, s, table.n_symbols)
-        terms = _log(table.probability) + sum(below[:, :, r][..., table.children[:, r]] for r in range(s))
+        terms = _log(table.probability) + sum(
+            below[:, :, r][..., table.children[:, r]] for r in range(s)
+        )
         nu[d], taken = _centre(np.logaddexp.reduceat(terms, table.first[:-1], axis=-1))
         total = total + taken.sum(axis=-1)
     prior = _log(tree.root_prior)
     channels = _log(tree.channels) if k else None
     if channels is not None:
-        factors = np.stack([_log_sum(channels[i] + nu[k][:, i, None, :]) for i in range(len(channels))], axis=1)
+        factors = np.stack(
+            [_log_sum(channels[i] + nu[k][:, i, None, :]) for i in range(len(channels))], axis=1
+        )
         root = prior + factors.sum(axis=1)
     else:
         root = prior + nu[0][:, 0]
@@ -103,7 +107,10 @@ def _block(tree: TreeStructure, evidence: Evidence, out: Outputs) -> None:
         return
     if channels is not None:
         weights = prior + _exclusive_sums(factors)
-        mu = np.stack([_log_sum(channels[i] + weights[:, i, :, None], axis=-2) for i in range(len(channels))], axis=1)
+        mu = np.stack(
+            [_log_sum(channels[i] + weights[:, i, :, None], axis=-2) for i in range(len(channels))],
+            axis=1,
+        )
     else:
         mu = np.broadcast_to(prior, nu[0].shape)
     for d in range(k, deepest + 1):

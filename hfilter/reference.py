@@ -12,63 +12,25 @@ level. Every message is normalised to a maximum in [1, 2) by an exact power of t
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import types
+from typing import Any
 
 import numpy as np
 
-__all__ = ["TEXT", "FlatModel", "infer_rows", "philox4x32", "sample_rows"]
+from .flat import BITS, CUTS, FIRST, PARENTS, PICKS, RULES, SYMBOLS, FlatModel
+from .philox import HALF, MASK32, philox4x32
+
+__all__ = ["TEXT", "infer_rows", "philox4x32", "sample_rows"]
 
 # numpy scalars and arrays of any backend's making: the text is generic in the value type.
 Array = Any
 
-MASK32 = np.uint64(0xFFFFFFFF)
-HALF = np.uint64(32)
-M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LARGEST_WORD = np.uint64(0xFFFFFFFE)
 PURPOSE_TREE, PURPOSE_STAR = np.uint64(0), np.uint64(1)
 
-# Columns of FlatModel.levels, one row per level.
-FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS, PICKS = range(7)
 # Entries of the range watch.
 DANGER, SPENT, WORST, EMPTY = range(4)
 LOWEST = -(2**30)
-
-
-class FlatModel(NamedTuple):
-    """A packed model as the Python text takes it: tables one after the other, and where each begins."""
-
-    arity: int
-    depth: int
-    filter_level: int
-    alphabets: Array  # (depth + 1,)
-    levels: Array  # (depth, 7): offsets and sizes
-    first: Array
-    children: Array
-    probability: Array  # of the value type, as are prior and star
-    cuts: Array
-    picks: Array
-    prior: Array
-    prior_cuts: Array
-    prior_bits: int
-    star: Array
-    star_cuts: Array
-    star_bits: int
-    tiny: float
-    slack: int
-
-
-def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
-    """One block of Philox4x32-10 (Salmon et al. 2011): four 32-bit words, held in uint64.
-
-    >>> [hex(int(word)) for word in philox4x32(*[np.uint64(0)] * 6)]
-    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
-    """
-    for _ in range(10):
-        p0, p1 = M0 * c0, M1 * c2
-        c0, c1, c2, c3 = (p1 >> HALF) ^ c1 ^ k0, p1 & MASK32, (p0 >> HALF) ^ c3 ^ k1, p0 & MASK32
-        k0, k1 = (k0 + W0) & MASK32, (k1 + W1) & MASK32
-    return c0, c1, c2, c3
 
 
 def word(index: Any, seed: Any, t: int, purpose: Any, words: Array, held: Array) -> Any:
@@ -111,7 +73,12 @@ def sample_rows(
         if len(roots):
             root = min(max(roots[i], 0), model.alphabets[0] - 1)
         else:
-            root = choose(model.prior_cuts, 0, model.prior_bits, word(index, seed, 0, PURPOSE_TREE, words, held))
+            root = choose(
+                model.prior_cuts,
+                0,
+                model.prior_bits,
+                word(index, seed, 0, PURPOSE_TREE, words, held),
+            )
         out[0] = root
         here = 0
         if k > 0:
@@ -196,7 +163,9 @@ def upward_level(model: FlatModel, d: int, nu: Array, below: int, at: int, state
     return total
 
 
-def downward_level(model: FlatModel, d: int, mu: Array, nu: Array, below: int, mu_below: Array, state: Array) -> None:
+def downward_level(
+    model: FlatModel, d: int, mu: Array, nu: Array, below: int, mu_below: Array, state: Array
+) -> None:
     """mu_child_r(b) = sum over rules of mu(a) * p * prod of the siblings' nu, for the nodes of level d."""
     s = model.arity
     level = model.levels[d]
@@ -250,7 +219,9 @@ def align(value: Array, power: Array, at: int, q: int, x: Array, tiny: Any, stat
     return 0 if top <= LOWEST else top
 
 
-def star_upward(model: FlatModel, nu: Array, at: int, factor: Array, value: Array, power: Array) -> None:
+def star_upward(
+    model: FlatModel, nu: Array, at: int, factor: Array, value: Array, power: Array
+) -> None:
     """m_i(a) = sum_c P_i[a, c] nu_i(c), and the products of those before node i, for every class a."""
     q0, qk = model.alphabets[0], model.alphabets[model.filter_level]
     n = model.arity**model.filter_level
@@ -267,7 +238,9 @@ def star_upward(model: FlatModel, nu: Array, at: int, factor: Array, value: Arra
             multiply_wide(value, power, (i + 1) * q0 + a, acc)
 
 
-def star_downward(model: FlatModel, factor: Array, value: Array, power: Array, mu: Array, state: Array) -> None:
+def star_downward(
+    model: FlatModel, factor: Array, value: Array, power: Array, mu: Array, state: Array
+) -> None:
     """mu_i(c) = sum_a prior(a) * prod_{j != i} m_j(a) * P_i[a, c], without a division."""
     q0, qk = model.alphabets[0], model.alphabets[model.filter_level]
     n = model.arity**model.filter_level
@@ -421,8 +394,5 @@ def infer_rows(
         status[i] = 1 if state[DANGER] and (state[SPENT] > model.slack or state[EMPTY]) else 0
 
 
-# In the order in which one calls another: hfilter.backend compiles them one after the other.
-TEXT = (
-    philox4x32, word, choose, sample_rows, exponent, watch, next_level, rescale, upward_level, downward_level,
-    multiply_wide, align, star_upward, star_downward, normalise, load_tokens, load_fields, infer_rows,
-)  # fmt: skip
+# The text in the order of writing, callees first: hfilter.runners compiles one after the other.
+TEXT = tuple(f for f in list(globals().values()) if isinstance(f, types.FunctionType))

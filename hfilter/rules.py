@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import DTypeError, GrammarError, ShapeError
 
-__all__ = ["RuleTable"]
+__all__ = ["RuleTable", "digest"]
 
 _ROW_TOLERANCE = 1e-6  # a row further from 1 is not a probability distribution in anyone's rounding
 _ROW_EXACT = 1e-12  # a row nearer to 1 is taken as it is, so that a tensor survives a round trip
@@ -86,7 +88,9 @@ class RuleTable:
                 f"{name} must have the same number of symbols on every children axis, got shape {array.shape}"
             )
         if array.ndim - 1 > 32:
-            raise ShapeError(f"{name} has arity {array.ndim - 1}; at most 32 children are supported")
+            raise ShapeError(
+                f"{name} has arity {array.ndim - 1}; at most 32 children are supported"
+            )
         values = array.astype(np.float64)
         if not np.isfinite(values).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
@@ -140,3 +144,15 @@ class RuleTable:
         out = np.zeros((self.n_parents, self.n_symbols))
         np.add.at(out, (self.parents, self.children[:, place]), self.probability)
         return out
+
+
+def digest(tables: Iterable[RuleTable], is_shared: bool) -> str:
+    """SHA-256 of the rules, 16 hexadecimal digits, on every machine."""
+    found = hashlib.sha256(f"hfilter-grammar {is_shared}".encode())
+    for table in tables:
+        sizes = np.array([table.n_parents, table.n_symbols, table.arity], "<i8")
+        found.update(sizes.tobytes())
+        found.update(table.first.astype("<i8").tobytes())
+        found.update(table.children.astype("<i8").tobytes())
+        found.update(table.probability.astype("<f8").tobytes())
+    return found.hexdigest()[:16]

@@ -27,7 +27,9 @@ STREAM_VERSION = 1  # raised if ever the same (model, seed, index) should give a
 
 _MAX_LEAVES = 2**26
 _MAX_STAR = 2**27  # channel entries of a filtered root: 1 GB in double precision
-_NEVER = np.uint32(0xFFFFFFFF)  # a cut point that no word passes (the sampler lowers the largest word by one)
+_NEVER = np.uint32(
+    0xFFFFFFFF
+)  # a cut point that no word passes (the sampler lowers the largest word by one)
 
 
 class TreeStructure:
@@ -58,11 +60,15 @@ class TreeStructure:
             )
         if depth is None:
             if grammar.n_levels is None:
-                raise ArgumentError("depth must be given: this grammar has one table that serves any depth")
+                raise ArgumentError(
+                    "depth must be given: this grammar has one table that serves any depth"
+                )
             depth = grammar.n_levels
         depth = check_int("depth", depth, 1, 62)
         if grammar.n_levels is not None and depth != grammar.n_levels:
-            raise ArgumentError(f"depth must be {grammar.n_levels}, the number of levels of this grammar, got {depth}")
+            raise ArgumentError(
+                f"depth must be {grammar.n_levels}, the number of levels of this grammar, got {depth}"
+            )
         if grammar.arity**depth > _MAX_LEAVES:
             raise ArgumentError(
                 f"depth = {depth} at arity {grammar.arity} makes {grammar.arity}**{depth} leaves, "
@@ -77,7 +83,9 @@ class TreeStructure:
         self.n_classes = grammar.n_classes
         self.vocab_size = grammar.vocab_size
         self.mask_token = self.vocab_size
-        self.token_dtype: np.dtype[Any] = np.dtype(np.uint8 if max(self.alphabets) <= 255 else np.uint16)
+        self.token_dtype: np.dtype[Any] = np.dtype(
+            np.uint8 if max(self.alphabets) <= 255 else np.uint16
+        )
         self.root_prior = _check_prior(root_prior, self.n_classes)
         star = self.arity**self.filter_level * self.alphabets[0] * self.alphabets[self.filter_level]
         if self.filter_level and star > _MAX_STAR:
@@ -93,13 +101,16 @@ class TreeStructure:
 
     def n_nodes(self, level: int) -> int:
         """Number of nodes of a level."""
-        return self.arity ** check_int("level", level, 0, self.depth)
+        return int(self.arity ** check_int("level", level, 0, self.depth))
 
     def channel(self, node: int) -> NDArray[np.float64]:
         """P_i of HF Eq. 3: law of node `node` of the filter level given the root, shape (q_0, q_k)."""
         if self.filter_level == 0:
             raise ArgumentError("channel exists only for filter_level >= 1, got filter_level = 0")
-        return self.channels[check_int("node", node, 0, self.arity**self.filter_level - 1)]
+        out: NDArray[np.float64] = self.channels[
+            check_int("node", node, 0, self.arity**self.filter_level - 1)
+        ]
+        return out
 
     @functools.cached_property
     def channels(self) -> NDArray[np.float64]:
@@ -151,7 +162,9 @@ class TreeStructure:
         prior_cuts, prior_bits = _cut_points(self.root_prior[None])
         empty = np.empty(0)
         star, star_cuts, star_bits = empty, empty.astype(np.uint32), 0
-        smallest = min(float(level["prob64"].min()) for level in levels[k:]) if k < self.depth else 1.0
+        smallest = (
+            min(float(level["prob64"].min()) for level in levels[k:]) if k < self.depth else 1.0
+        )
         if k:
             star = np.ascontiguousarray(self.channels)
             star_cuts, star_bits = _cut_points(star.reshape(-1, star.shape[-1]))
@@ -192,7 +205,9 @@ def _check_prior(prior: Any, n_classes: int) -> NDArray[np.float64]:
         if not np.isfinite(out).all() or (out < 0).any():
             raise GrammarError(f"root_prior must be finite and non-negative, got {out.tolist()}")
         if abs(out.sum() - 1) > 1e-6:
-            raise GrammarError(f"root_prior must sum to 1, sums to {out.sum():.9g}; divide it by its sum")
+            raise GrammarError(
+                f"root_prior must sum to 1, sums to {out.sum():.9g}; divide it by its sum"
+            )
         if abs(out.sum() - 1) > 1e-12:
             out /= out.sum()
     out.flags.writeable = False
@@ -245,7 +260,9 @@ def _pack_table(table: RuleTable) -> dict[str, Any]:
     }
 
 
-def _range_limits(smallest: float, arity: int, depth: int, exponents: int, slack: int) -> tuple[float, int]:
+def _range_limits(
+    smallest: float, arity: int, depth: int, exponents: int, slack: int
+) -> tuple[float, int]:
     """When rounding to zero could matter: (tiny, slack), see `hf_model` in csrc/hfilter.h.
 
     Messages have their maximum in [1, 2). If all their non-zero entries are >= tiny, no product of one

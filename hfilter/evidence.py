@@ -1,0 +1,139 @@
+"""Evidence and results: what the kernels read and write, and the checks of what users pass in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Wrap, as_numpy
+from .errors import ArgumentError, DTypeError, ShapeError
+from .tree import TreeStructure
+
+__all__ = ["Evidence", "Outputs", "check_evidence", "kernel_layout"]
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Evidence:
+    """What is known of n rows: tokens (n, L) and mask (n, L) or None, or log_fields (n, L, q)."""
+
+    tokens: Array | None = None
+    mask: Array | None = None
+    log_fields: Array | None = None
+
+    def rows(self, index: Any) -> Evidence:
+        """The evidence of some of the rows."""
+        return Evidence(
+            *(None if x is None else x[index] for x in (self.tokens, self.mask, self.log_fields))
+        )
+
+
+@dataclass
+class Outputs:
+    """Arrays to fill, one row per sample; None = not wanted."""
+
+    log_evidence: Array | None
+    root: Array | None
+    beliefs: list[Array | None]
+    leave_one_out: Array | None
+
+    def rows(self, index: Any) -> Outputs:
+        """Views of some of the rows (copies for a fancy index)."""
+
+        def pick(x: Array | None) -> Array | None:
+            return None if x is None else x[index]
+
+        return Outputs(
+            pick(self.log_evidence),
+            pick(self.root),
+            [pick(b) for b in self.beliefs],
+            pick(self.leave_one_out),
+        )
+
+    def arrays(self) -> list[Array]:
+        """Those that are wanted."""
+        every = [self.log_evidence, self.root, *self.beliefs, self.leave_one_out]
+        return [x for x in every if x is not None]
+
+
+def kernel_layout(tree: TreeStructure, evidence: Evidence) -> Evidence:
+    """One block in the types and the layout kernels take; no copy if it has them already."""
+    tokens, mask, fields = evidence.tokens, evidence.mask, evidence.log_fields
+    if tokens is not None:
+        tokens = np.ascontiguousarray(tokens, tree.token_dtype)
+    if mask is not None:
+        mask = np.ascontiguousarray(mask)
+    if fields is not None:
+        fields = np.ascontiguousarray(
+            fields, np.float32 if fields.dtype.itemsize < 8 else np.float64
+        )
+    return Evidence(tokens, mask, fields)
+
+
+def check_evidence(
+    tree: TreeStructure, leaves: Any, mask: Any, log_fields: Any
+) -> tuple[Evidence, int, Wrap]:
+    """Evidence a user gave, checked; the number of rows; and what turns results into his arrays."""
+    if (leaves is None) == (log_fields is None):
+        raise ArgumentError(
+            "give exactly one of leaves (tokens) and log_fields, got "
+            + ("neither" if leaves is None else "both; a hidden token in leaves is mask_token")
+        )
+    if log_fields is not None:
+        if mask is not None:
+            raise ArgumentError(
+                "mask goes with leaves; in log_fields a hidden leaf has equal fields, e.g. zeros"
+            )
+        fields, wrap = as_numpy("log_fields", log_fields)
+        if fields.dtype.kind != "f":
+            raise DTypeError(f"log_fields must be floating-point, got {fields.dtype}")
+        _check_shape("log_fields", fields, (tree.n_leaves, tree.vocab_size))
+        for begin in range(0, len(fields), 65536):
+            _check_fields(fields[begin : begin + 65536], begin)
+        return Evidence(log_fields=fields), len(fields), wrap
+    tokens, wrap = as_numpy("leaves", leaves)
+    if tokens.dtype.kind not in "iu":
+        raise DTypeError(
+            f"leaves must be integers (tokens), got {tokens.dtype}; convert with .astype(np.uint8)"
+        )
+    _check_shape("leaves", tokens, (tree.n_leaves,))
+    if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) > tree.mask_token):
+        bad = np.argwhere((tokens < 0) | (tokens > tree.mask_token))[0]
+        raise ArgumentError(
+            f"leaves must be tokens 0 … {tree.vocab_size - 1}, or {tree.mask_token} for a hidden one, "
+            f"got {int(tokens[tuple(bad)])} in row {int(bad[0])} at leaf {int(bad[1])}"
+        )
+    hidden = None
+    if mask is not None:
+        hidden, _ = as_numpy("mask", mask)
+        if hidden.dtype != np.bool_:
+            raise DTypeError(
+                f"mask must be boolean (True = hidden), got {hidden.dtype}; convert with .astype(bool)"
+            )
+        if hidden.shape != tokens.shape:
+            raise ShapeError(
+                f"mask must have the shape of leaves, {tokens.shape}, got {hidden.shape}"
+            )
+    return Evidence(tokens, hidden), len(tokens), wrap
+
+
+def _check_shape(name: str, x: Array, row: tuple[int, ...]) -> None:
+    if x.ndim != 1 + len(row) or x.shape[1:] != row:
+        wanted = ", ".join(map(str, row))
+        raise ShapeError(f"{name} must have shape (n, {wanted}), got {x.shape}")
+
+
+def _check_fields(fields: Array, first_row: int) -> None:
+    if not fields.size:
+        return
+    low, high = fields.min(), fields.max()
+    if np.isnan(low) or high == np.inf:
+        row, leaf, symbol = (int(i) for i in np.argwhere(np.isnan(fields) | (fields == np.inf))[0])
+        raise ArgumentError(
+            f"log_fields must be finite or -inf, got {fields[row, leaf, symbol]} in row {first_row + row} "
+            f"at leaf {leaf}, symbol {symbol}"
+        )
