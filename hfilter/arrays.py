@@ -68,8 +68,13 @@ def _torch_as_numpy(name: str, x: Any) -> tuple[Array, Wrap]:
         raise BackendUnavailable(
             f"{name} is on {x.device}, and this version of hfilter has no kernels for it; move it with .cpu()"
         )
+    if x.requires_grad:
+        raise ArgumentError(
+            f"{name} requires grad, but exact inference is not differentiable in this version: no "
+            "gradient would flow back; pass it with .detach()"
+        )
     try:
-        return x.detach().numpy(), torch.from_numpy
+        return x.numpy(), torch.from_numpy
     except (TypeError, RuntimeError) as error:
         raise DTypeError(f"{name}: {error}") from error
 

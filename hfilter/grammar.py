@@ -314,9 +314,8 @@ class Grammar:
 
     def table(self, level: int = 0) -> RuleTable:
         """The rules by which nodes of `level` (0 = root) produce their children."""
-        if self.is_shared:
-            return self.tables[0]
-        return self.tables[check_int("level", level, 0, len(self.tables) - 1)]
+        level = check_int("level", level, 0, None if self.is_shared else len(self.tables) - 1)
+        return self.tables[0 if self.is_shared else level]
 
     def tensor(self, level: int = 0) -> NDArray[np.float64]:
         """Dense transition tensor of a level, shape (q_d, q_{d+1}, …, q_{d+1})."""

@@ -91,7 +91,7 @@ class RuleTable:
             raise ShapeError(
                 f"{name} has arity {array.ndim - 1}; at most 32 children are supported"
             )
-        values = array.astype(np.float64)
+        values = array.astype(np.float64, order="C")  # the rows below are views of it
         if not np.isfinite(values).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
             raise GrammarError(f"{name} must be finite, got {values[where]} at {where}")
