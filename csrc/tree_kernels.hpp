@@ -268,11 +268,14 @@ HF_INLINE typename P::I align(const WideNumber<P>* wide, int q, typename P::V* x
     I top = splat_int<P>(lowest);
     for (int a = 0; a < q; ++a) top = larger<I>(top, wide[a].value > 0 ? wide[a].exponent : splat_int<P>(lowest));
     for (int a = 0; a < q; ++a) {
-        const I shift = wide[a].exponent - top;
-        const I safe = larger<I>(shift, splat_int<P>(floor_exponent));
-        x[a] = shift < floor_exponent ? typename P::V{} : wide[a].value * power_of_two<P>(safe);
+        // The exponent of a zero may be anything: it must not become a factor.
+        const I there = as_mask<P>(wide[a].value > 0);
+        const I shift = there & (wide[a].exponent - top);
+        const I lost = there & as_mask<P>(shift < floor_exponent);
+        const typename P::V aligned = wide[a].value * power_of_two<P>(larger<I>(shift, splat_int<P>(floor_exponent)));
+        x[a] = lost != 0 ? typename P::V{} : aligned;
         range.watch(x[a]);
-        range.danger |= as_mask<P>(wide[a].value > 0) & as_mask<P>(shift < floor_exponent);
+        range.danger |= lost;
     }
     return top <= lowest ? I{} : top;
 }

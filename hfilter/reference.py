@@ -208,12 +208,11 @@ def align(value: Array, power: Array, at: int, q: int, x: Array, tiny: Any, stat
         if value[at + a] > 0:
             top = max(top, power[at + a])
     for a in range(q):
-        shift = power[at + a] - top
-        if shift < lowest:
-            x[a] = 0
-            if value[at + a] > 0:
-                state[DANGER] = 1
-        else:
+        shift = power[at + a] - top  # of a zero it may be anything
+        x[a] = 0
+        if value[at + a] > 0 and shift < lowest:
+            state[DANGER] = 1
+        elif value[at + a] > 0:
             x[a] = value[at + a] * math.ldexp(1.0, int(shift))
         watch(x[a], tiny, state)
     return 0 if top <= LOWEST else top

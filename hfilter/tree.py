@@ -168,6 +168,12 @@ class TreeStructure:
         if k:
             star = np.ascontiguousarray(self.channels)
             star_cuts, star_bits = _cut_points(star.reshape(-1, star.shape[-1]))
+            smallest = float(self.root_prior[self.root_prior > 0].min())
+        for level in levels[k:]:
+            smallest = min(smallest, float(level["prob64"].min()))
+        if k:
+            star = np.ascontiguousarray(self.channels)
+            star_cuts, star_bits = _cut_points(star.reshape(-1, star.shape[-1]))
             smallest = min(smallest, float(star[star > 0].min()))
         tiny32, slack32 = _range_limits(smallest, self.arity, self.depth, 126, 100)
         tiny64, slack64 = _range_limits(smallest, self.arity, self.depth, 1022, 960)
