@@ -162,19 +162,12 @@ class TreeStructure:
         prior_cuts, prior_bits = _cut_points(self.root_prior[None])
         empty = np.empty(0)
         star, star_cuts, star_bits = empty, empty.astype(np.uint32), 0
-        smallest = (
-            min(float(level["prob64"].min()) for level in levels[k:]) if k < self.depth else 1.0
-        )
+        positive = [self.root_prior[self.root_prior > 0]] + [level["prob64"] for level in levels[k:]]
         if k:
             star = np.ascontiguousarray(self.channels)
             star_cuts, star_bits = _cut_points(star.reshape(-1, star.shape[-1]))
-            smallest = float(self.root_prior[self.root_prior > 0].min())
-        for level in levels[k:]:
-            smallest = min(smallest, float(level["prob64"].min()))
-        if k:
-            star = np.ascontiguousarray(self.channels)
-            star_cuts, star_bits = _cut_points(star.reshape(-1, star.shape[-1]))
-            smallest = min(smallest, float(star[star > 0].min()))
+            positive.append(star[star > 0])
+        smallest = min(float(p.min()) for p in positive)
         tiny32, slack32 = _range_limits(smallest, self.arity, self.depth, 126, 100)
         tiny64, slack64 = _range_limits(smallest, self.arity, self.depth, 1022, 960)
         return {
