@@ -1,0 +1,1 @@
+"""The judging room: what any model's probabilities are worth beside the exact posteriors."""

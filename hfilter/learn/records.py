@@ -1,0 +1,181 @@
+"""A run's folder: its configuration, and its log with one JSON line per evaluation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfilter.errors import ArgumentError, DataError
+from hfilter.files import atomic_write
+from hfilter.learn.encoder import Encoder
+from hfilter.provenance import provenance
+from hfilter.tree import STREAM_VERSION
+
+if TYPE_CHECKING:
+    import os
+
+    from hfilter.exact import TreeModel
+    from hfilter.learn.tasks import HeldOut
+
+Record = dict[str, Any]
+Callback = Callable[[Record, Encoder], None]
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All but the history goes into the checkpoint.
+
+    ``loss_sum``, ``loss_steps`` and ``seconds`` (of training) count from the last record on.
+    """
+
+    step: int = 0
+    sequences: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+    elapsed: float = 0.0
+    history: list[Record] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the checkpoint keeps; JSON carries floats bit for bit."""
+        return {k: v for k, v in vars(self).items() if k != "history"}
+
+    @classmethod
+    def from_numbers(cls, numbers: dict[str, Any]) -> Progress:
+        """The inverse of :meth:`numbers`."""
+        try:
+            return cls(**numbers)
+        except TypeError as error:
+            raise DataError(f"checkpoint: not the state of a training run ({error})") from error
+
+
+def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> None:
+    """Make the folder this run's: write ``config.json``, or check that the one there says the same.
+
+    Raises
+    ------
+    hfilter.errors.ArgumentError
+        If the folder holds a run of another configuration; the message names the differences.
+    hfilter.errors.DataError
+        If it is no folder, or holds the files of a run without a readable configuration.
+    """
+    ours: dict[str, Any] = {
+        "model": {"fingerprint": model.fingerprint},
+        "stream": {"version": STREAM_VERSION},
+        **json.loads(json.dumps(settings)),
+    }
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{run}: cannot make this folder ({error})") from error
+    path = run / "config.json"
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+            differing = [
+                f"{part}.{name}: {theirs[part].get(name)!r} there, {value!r} now"
+                for part, values in ours.items()
+                for name, value in values.items()
+                if theirs[part].get(name) != value
+            ]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"{path}: not the configuration of a run ({error!r})") from error
+        if differing:
+            raise ArgumentError(
+                f"{run} holds a run of another configuration ({'; '.join(differing)}); "
+                "resume with the same one, or choose another folder"
+            )
+        return
+    for name in ("checkpoint.safetensors", "log.jsonl"):
+        if (run / name).exists():
+            raise DataError(f"{run} holds {name} but no config.json; choose another folder")
+    ours["model"] |= model.describe()
+    with atomic_write(path, "w") as file:
+        json.dump({**ours, "made_by": provenance()}, file, indent=2)
+
+
+def read_log(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a ``log.jsonl`` (or of the run folder that holds it), ``kl`` by integer k.
+
+    A last line that was cut short is left out: it is what a killed run leaves.
+
+    Raises
+    ------
+    hfilter.errors.DataError
+        If the file is missing, or any other line is not a record.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "log.jsonl"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["kl"] = {int(k): value for k, value in record["kl"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise DataError(f"{file}: line {number} is not a record ({error!r})") from error
+        records.append(record)
+    return records
+
+
+class Log:
+    """Evaluates the network, and appends the record to ``log.jsonl``."""
+
+    def __init__(
+        self,
+        path: Path,
+        state: Progress,
+        held_out: HeldOut,
+        own_level: int,
+        callback: Callback | None,
+    ) -> None:
+        self.path = path
+        self.state = state
+        self.held_out = held_out
+        self.own_level = own_level
+        self.callback = callback
+        self._began = time.perf_counter() - state.elapsed
+        # Records after the checkpoint will be made again: drop them, and a line cut short.
+        if state.step > 0:
+            state.history = [r for r in read_log(path) if r["step"] <= state.step]
+        with atomic_write(path, "w") as file:
+            file.writelines(json.dumps(r) + "\n" for r in state.history)
+
+    def elapsed(self) -> float:
+        """Seconds of the run so far, over all its sittings."""
+        return time.perf_counter() - self._began
+
+    def record(self, encoder: Encoder, lr: float) -> Record:
+        """Evaluate now."""
+        state, scores = self.state, self.held_out.evaluate(encoder)
+        drawn = state.sequences - (state.history[-1]["sequences"] if state.history else 0)
+        record: Record = {
+            "step": state.step,
+            "sequences": state.sequences,
+            "loss": state.loss_sum / state.loss_steps if state.loss_steps else None,
+            "cross_entropy": scores.cross_entropy,
+            "floor": self.held_out.floor,
+            "accuracy": scores.accuracy,
+            "exact_accuracy": self.held_out.exact_accuracy[self.own_level],
+            "kl": scores.kl,
+            "lr": lr,
+            "sequences_per_second": drawn / state.seconds if state.seconds > 0 else None,
+            "elapsed": self.elapsed(),
+        }
+        state.loss_sum, state.loss_steps, state.seconds = 0.0, 0, 0.0
+        state.history.append(record)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.callback is not None:
+            self.callback(record, encoder)
+        return record

@@ -1,0 +1,386 @@
+"""One readable training loop: fresh data, exact floors, checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from hfilter.errors import ArgumentError, BackendUnavailable, HFilterError
+from hfilter.learn.checkpoint import (
+    load_encoder,
+    pack_state,
+    read_tensors,
+    save_encoder,
+    unpack_state,
+    write_tensors,
+)
+from hfilter.learn.data import FreshBatches
+from hfilter.learn.encoder import Encoder, EncoderConfig
+from hfilter.learn.masks import HELD_OUT_START
+from hfilter.learn.records import Callback, Log, Progress, Record, claim, read_log
+from hfilter.learn.tasks import HeldOut, task_loss
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from hfilter.exact import TreeModel
+
+__all__ = ["TrainConfig", "TrainResult", "load_encoder", "log_spaced", "read_log", "train"]
+
+_STEP_STREAM = 0x73746570  # "step" in ASCII: keys of initial weights and dropout
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; learning rate, batch and constant schedule default to the published ones.
+
+    Parameters
+    ----------
+    steps
+        Number of updates.
+    batch_size, lr
+        Sequences per update and peak learning rate.
+    schedule, warmup, final_lr
+        The rate climbs linearly over ``warmup`` steps, then stays (``"constant"``) or falls along
+        half a cosine to ``final_lr * lr`` at the last step (``"cosine"``).
+    weight_decay, clip
+        AdamW's decay (0 makes it Adam) and the bound on the gradient's norm (``None``: no bound).
+    mask_rate
+        ``None``: one hidden leaf per sequence; see :func:`hfilter.learn.data.draw_masks`. The
+        held-out set is masked likewise.
+    train_mask_rate
+        Another rate for the training batches only, ``mask_rate`` unless given.
+    seed, data_seed, data_start
+        ``seed`` decides initial weights and dropout; rows and masks are rows ``data_start …`` of
+        the stream of ``data_seed`` (``seed`` unless given).
+    eval_every, eval_at
+        Evaluate every so many steps, or at exactly these (see :func:`log_spaced`); step 0 and the
+        last always.
+    n_eval
+        Sequences of the held-out set.
+    checkpoint_every
+        Steps between checkpoints; the last step always has one.
+    threads, device
+        torch's threads (``None``: as they are) and the device to train on.
+
+    Raises
+    ------
+    hfilter.errors.ArgumentError
+        For any value outside its range.
+
+    Notes
+    -----
+    Source of the defaults: Garnier-Brun et al. 2024, arXiv 2408.15138, appendix (Adam, rate 1e-4,
+    batches of 32).
+    """
+
+    steps: int
+    batch_size: int = 32
+    lr: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    final_lr: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = None
+    mask_rate: float | None = None
+    train_mask_rate: float | None = None
+    seed: int = 0
+    data_seed: int | None = None
+    data_start: int = 0
+    eval_every: int = 100
+    eval_at: tuple[int, ...] | None = None
+    n_eval: int = 4096
+    checkpoint_every: int = 1000
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("warmup", "seed", "data_start", "final_lr", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ArgumentError(f"lr must be positive and finite, got {self.lr}")
+        for name in ("mask_rate", "train_mask_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0.0 < rate <= 1.0:
+                raise ArgumentError(f"{name} must be None or in (0, 1], got {rate}")
+        if self.clip is not None and not self.clip > 0:
+            raise ArgumentError(f"clip must be None or positive, got {self.clip}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ArgumentError(f'schedule must be "constant" or "cosine", got {self.schedule!r}')
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        if self.eval_at is not None:
+            object.__setattr__(self, "eval_at", tuple(int(t) for t in self.eval_at))
+            if any(not 0 <= t <= self.steps for t in self.eval_points()):
+                raise ArgumentError(f"eval_at must lie in 0 … {self.steps}, got {self.eval_at}")
+        end = self.data_start + self.steps * self.batch_size
+        if end > HELD_OUT_START:
+            raise ArgumentError(
+                f"training rows must end before the held-out rows (2^48), they end at {end}; "
+                "use fewer steps or another data_seed"
+            )
+
+    def eval_points(self) -> set[int]:
+        """Steps after which the network is evaluated."""
+        chosen = self.eval_at
+        if chosen is None:
+            chosen = tuple(range(0, self.steps + 1, self.eval_every))
+        return {0, self.steps, *chosen}
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of update ``step`` = 0 … steps - 1: a function of the step alone.
+
+        Examples
+        --------
+        >>> config = TrainConfig(steps=100, lr=1.0, schedule="cosine", warmup=10)
+        >>> [round(config.learning_rate(t), 3) for t in (0, 9, 10, 55, 99)]
+        [0.1, 1.0, 1.0, 0.5, 0.0]
+        """
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        fall = 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.lr * (self.final_lr + (1.0 - self.final_lr) * fall)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What :func:`train` leaves behind.
+
+    Attributes
+    ----------
+    encoder : Encoder
+        Trained, in evaluation mode.
+    history : list of dict
+        The records of ``log.jsonl``, see :func:`train`; ``kl`` has integer keys.
+    held_out : HeldOut
+        The held-out set with its exact answers.
+    folder : Path
+    """
+
+    encoder: Encoder
+    history: list[Record]
+    held_out: HeldOut
+    folder: Path
+
+
+def log_spaced(steps: int, n: int) -> tuple[int, ...]:
+    """At most ``n`` steps from 1 to ``steps``, evenly spaced on a logarithmic axis.
+
+    Examples
+    --------
+    >>> log_spaced(1000, 7)
+    (1, 3, 10, 32, 100, 316, 1000)
+    """
+    if steps < 1 or n < 2:
+        raise ArgumentError(f"steps must be at least 1 and n at least 2, got {steps} and {n}")
+    return tuple(sorted({round(steps ** (i / (n - 1))) for i in range(n)}))
+
+
+def train(
+    model: TreeModel,
+    encoder_config: EncoderConfig,
+    config: TrainConfig,
+    folder: str | os.PathLike[str],
+    callback: Callback | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train an encoder on fresh sequences of a model, or take up a run where it stopped.
+
+    Parameters
+    ----------
+    model : TreeModel
+        The law of the data, at its own filter level.
+    encoder_config : EncoderConfig
+        Its ``readout`` decides the task.
+    config : TrainConfig
+    folder
+        Run folder, made if need be. Afterwards it holds ``config.json`` (the configuration and what
+        made it), ``log.jsonl``, ``checkpoint.safetensors`` and ``encoder.safetensors``. If it holds
+        an unfinished run of the same configuration, that run goes on from its last checkpoint, and
+        every later loss and weight is bitwise what the uninterrupted run has (same machine, same
+        number of torch threads).
+    callback
+        ``callback(record, encoder)`` after every evaluation.
+    progress
+        Show a progress bar (loss, exact floor, rate, time left).
+
+    Returns
+    -------
+    TrainResult
+
+    Each record, and each line of ``log.jsonl``, has ``step``; ``sequences`` seen; ``loss``, the
+    mean training loss since the last record (``None`` at step 0); on the held-out set
+    ``cross_entropy``, ``floor`` (the exact posterior's cross-entropy), ``accuracy``,
+    ``exact_accuracy``, and ``kl``, KL(BP_k || network) by filter level k, all in nats per scored
+    token; ``lr``; ``sequences_per_second`` of training since the last record and ``elapsed``
+    seconds.
+
+    Raises
+    ------
+    hfilter.errors.ArgumentError
+        If the encoder does not fit the model, or the folder holds a run of another configuration.
+    hfilter.errors.DataError
+        If files in the folder are cut short or not ours.
+    hfilter.errors.BackendUnavailable
+        For a GPU that is not there.
+    hfilter.errors.HFilterError
+        If the training loss is no longer finite.
+
+    Examples
+    --------
+    >>> import hfilter, tempfile
+    >>> model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=2)
+    >>> small = EncoderConfig(vocab_size=4, n_leaves=4, d_model=8, n_layers=1, d_feedforward=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(model, small, TrainConfig(steps=3, n_eval=64), folder, progress=False)
+    >>> [record["step"] for record in result.history]
+    [0, 3]
+    """
+    _check_fit(model, encoder_config)
+    device = _device(config.device)
+    run = Path(folder)
+    checkpoint = run / "checkpoint.safetensors"
+    claim(run, model, {"encoder": asdict(encoder_config), "train": asdict(config)})
+
+    seed = config.seed if config.data_seed is None else config.data_seed
+    task, rate = encoder_config.readout, config.train_mask_rate or config.mask_rate
+    batches = FreshBatches(
+        model,
+        config.batch_size,
+        task=task,
+        seed=seed,
+        start=config.data_start,
+        mask_rate=rate,
+        n_batches=config.steps,
+        device=device,
+    )
+    held_out = HeldOut(model, task, config.n_eval, seed=seed, mask_rate=config.mask_rate)
+    with _torch_state(config, device):
+        torch.manual_seed(_key(config.seed, 0))
+        encoder = Encoder(encoder_config).to(device)
+        optimiser = torch.optim.AdamW(
+            encoder.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        state = Progress()
+        if checkpoint.exists():
+            tensors, numbers = read_tensors(checkpoint)
+            unpack_state(tensors, encoder, optimiser)
+            state = Progress.from_numbers(numbers)
+        log = Log(run / "log.jsonl", state, held_out, model.filter_level, callback)
+        points = config.eval_points()
+        if state.step == 0:
+            log.record(encoder, config.learning_rate(0))
+        bar = _bar(config.steps, state.step, progress)
+        encoder.train()
+        try:
+            while state.step < config.steps:
+                began = time.perf_counter()
+                _update(encoder, optimiser, batches, config, state)
+                state.seconds += time.perf_counter() - began
+                if state.step in points:
+                    latest = log.record(encoder, config.learning_rate(state.step - 1))
+                    bar.set_postfix_str(
+                        f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}"
+                    )
+                bar.update()
+                if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                    state.elapsed = log.elapsed()
+                    write_tensors(checkpoint, pack_state(encoder, optimiser), state.numbers())
+        finally:
+            bar.close()
+    encoder.eval()
+    save_encoder(run / "encoder.safetensors", encoder)
+    return TrainResult(encoder, state.history, held_out, run)
+
+
+def _update(
+    encoder: Encoder,
+    optimiser: torch.optim.Optimizer,
+    batches: FreshBatches,
+    config: TrainConfig,
+    state: Progress,
+) -> None:
+    """One step. Rows, masks, dropout and learning rate are functions of (seed, step) alone."""
+    batch = batches.batch(state.step)
+    torch.manual_seed(_key(config.seed, state.step + 1))
+    for group in optimiser.param_groups:
+        group["lr"] = config.learning_rate(state.step)
+    loss = task_loss(encoder(batch.tokens), batch)
+    optimiser.zero_grad(set_to_none=True)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise HFilterError(
+            f"the training loss became {value} at step {state.step}; lower lr or set clip, "
+            "and start in another folder"
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    if config.clip is not None:
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.clip)
+    optimiser.step()
+    state.loss_sum += value
+    state.loss_steps += 1
+    state.sequences += config.batch_size
+    state.step += 1
+
+
+def _key(seed: int, number: int) -> int:
+    """Seed of torch's generator for the initial weights (number 0) and for each step (1 …)."""
+    key = np.array([seed, _STEP_STREAM], dtype=np.uint64)
+    return int(np.random.Philox(counter=number, key=key).random_raw()) >> 1
+
+
+@contextmanager
+def _torch_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Leave the caller's random state and thread count as they were."""
+    threads = torch.get_num_threads()
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    try:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bar(steps: int, done: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=done, disable=not progress, unit="step", desc="train")
+
+
+def _check_fit(model: TreeModel, encoder: EncoderConfig) -> None:
+    wanted = {"vocab_size": model.vocab_size, "n_leaves": model.n_leaves}
+    got = {"vocab_size": encoder.vocab_size, "n_leaves": encoder.n_leaves}
+    if encoder.readout == "root":
+        wanted["n_classes"], got["n_classes"] = model.n_classes, encoder.n_outputs
+    if wanted != got:
+        raise ArgumentError(f"encoder_config must fit the model: wanted {wanted}, got {got}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ArgumentError(f"device must be a torch device such as 'cpu', got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable(f"device {name!r}: torch finds no GPU here; use device='cpu'")
+    return device
+
+
+def _at_least(name: str, value: float, low: int) -> None:
+    if not value >= low:
+        raise ArgumentError(f"{name} must be at least {low}, got {value}")

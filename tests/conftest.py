@@ -1,0 +1,30 @@
+"""Fixtures shared by all courts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import hfilter
+
+BACKENDS = ("avx512", "avx2", "portable", "numba", "python", "cuda")
+
+# No accelerator is assumed anywhere: a missing one is a skip with the package's own reason.
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of every backend in turn; those not here are skipped with the package's reason."""
+    name = request.param
+    known = hfilter.backends()
+    if name not in known:
+        pytest.skip(f"{name}: not a backend of this build")
+    if not known[name].available:
+        pytest.skip(f"{name}: {known[name].reason}")
+    return str(name)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed, new for every test."""
+    return np.random.default_rng(20240815)
