@@ -146,6 +146,7 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     const int64_t n_leaves = n_nodes(m, depth);
     Range<P> range;
     range.tiny = splat<P>(Numbers<T>::tiny(m));
+    range.danger = as_mask<P>(range.tiny > 1); // some rule is below the range of the type
     double shift[P::lanes] = {};
 
     V* leaves = scratch + at.nu[depth];
@@ -168,9 +169,13 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     Star<P> star(m, scratch + at.star);
     if (k > 0) {
         WideNumber<P>* product = star.suffix;
-        star.upward(scratch + at.nu[k], product);
+        const I below = range.danger;
+        const I best = star.upward(scratch + at.nu[k], product);
         for (int a = 0; a < q0; ++a) product[a].multiply(splat<P>(prior[a]));
-        total += align<P>(product, q0, root, range);
+        const I top = align<P>(product, q0, root, range);
+        total += top;
+        // What was lost below the star, the disagreement of its classes brings forth.
+        range.spent += below & larger<I>(best - top, I{});
     } else {
         for (int a = 0; a < q0; ++a) root[a] = scratch[at.nu[0] + a] * prior[a];
     }

@@ -320,7 +320,9 @@ template <class P> struct Star {
           q0(model.alphabets[0]), qk(model.alphabets[model.filter_level]), factor(scratch),
           before(reinterpret_cast<WideNumber<P>*>(scratch + n * q0)), suffix(before + n * q0) {}
 
-    HF_INLINE void upward(const V* nu, WideNumber<P>* root) {
+    // Returns the exponent of prod_i max_a m_i(a), which no single class may reach.
+    HF_INLINE typename P::I upward(const V* nu, WideNumber<P>* root) {
+        WideNumber<P> best = WideNumber<P>::of(splat<P>(1));
         for (int a = 0; a < q0; ++a) root[a] = WideNumber<P>::of(splat<P>(1));
         for (int64_t i = 0; i < n; ++i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
@@ -331,7 +333,11 @@ template <class P> struct Star {
                 before[i * q0 + a] = root[a];
                 root[a].multiply(sum);
             }
+            V top = factor[i * q0];
+            for (int a = 1; a < q0; ++a) top = larger(top, factor[i * q0 + a]);
+            best.multiply(top);
         }
+        return best.exponent;
     }
 
     // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c]

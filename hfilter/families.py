@@ -32,16 +32,18 @@ def _tuples(codes: NDArray[np.int64], vocab_size: int, arity: int) -> NDArray[np
     return np.stack(digits, axis=-1).astype(np.int32)
 
 
-def _distinct_codes(stream: np.random.RandomState, n_tuples: int, wanted: int) -> NDArray[np.int64]:
-    """`wanted` distinct tuple codes in random order."""
+def _distinct_tuples(
+    stream: np.random.RandomState, vocab_size: int, arity: int, wanted: int
+) -> NDArray[np.int32]:
+    """`wanted` distinct tuples of children in random order, shape (wanted, arity)."""
+    n_tuples = vocab_size**arity
     if n_tuples <= _DEAL_ALL:
-        dealt: NDArray[np.int64] = stream.permutation(n_tuples)[:wanted].astype(np.int64)
-        return dealt
-    chosen: NDArray[np.int64] = np.empty(0, np.int64)
+        return _tuples(stream.permutation(n_tuples)[:wanted], vocab_size, arity)
+    chosen: NDArray[np.int32] = np.empty((0, arity), np.int32)
     while len(chosen) < wanted:
-        more = stream.randint(0, n_tuples, size=wanted - len(chosen), dtype=np.int64)
+        more = stream.randint(0, vocab_size, size=(wanted - len(chosen), arity), dtype=np.int32)
         joined = np.concatenate([chosen, more])
-        chosen = joined[np.sort(np.unique(joined, return_index=True)[1])]
+        chosen = joined[np.sort(np.unique(joined, axis=0, return_index=True)[1])]
     return chosen
 
 
@@ -85,10 +87,10 @@ def log_normal(
     spread = check_float("sigma", sigma, 0.0)
     rules = _count("log_normal", q, s, rules_per_symbol)
     stream = _stream(check_seed("seed", seed), 1)
-    codes = _distinct_codes(stream, q**s, q * rules)
+    children = _distinct_tuples(stream, q, s, q * rules)
     weights = _softmax(spread * stream.standard_normal((q, rules)))
     parents = np.repeat(np.arange(q), rules)
-    return (RuleTable.from_rules(q, q, parents, _tuples(codes, q, s), weights.ravel()),)
+    return (RuleTable.from_rules(q, q, parents, children, weights.ravel()),)
 
 
 def published(
@@ -127,13 +129,13 @@ def random_hierarchy(
     tables = []
     for level in range(levels):
         parents = classes if level == 0 else v
-        codes = _distinct_codes(stream, v**s, parents * m)
+        children = _distinct_tuples(stream, v, s, parents * m)
         tables.append(
             RuleTable.from_rules(
                 parents,
                 v,
                 np.repeat(np.arange(parents), m),
-                _tuples(codes, v, s),
+                children,
                 np.full(parents * m, 1.0 / m),
             )
         )

@@ -180,9 +180,8 @@ class Grammar:
 
         Examples
         --------
-        >>> Grammar.random_hierarchy(vocab_size=8, rules_per_symbol=2, depth=3, n_classes=10)
-        Grammar.random_hierarchy(vocab_size=8, rules_per_symbol=2, depth=3, n_classes=10): \
-8 symbols, 10 classes, arity 2, 3 levels of 20 to 16 rules, unambiguous
+        >>> Grammar.random_hierarchy(vocab_size=8, rules_per_symbol=2, depth=3, n_classes=10).n_rules
+        52
         """
         classes = vocab_size if n_classes is None else n_classes
         tables = families.random_hierarchy(

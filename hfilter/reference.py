@@ -12,25 +12,32 @@ level. Every message is normalised to a maximum in [1, 2) by an exact power of t
 from __future__ import annotations
 
 import math
-import types
 from typing import Any
 
 import numpy as np
 
 from .flat import BITS, CUTS, FIRST, PARENTS, PICKS, RULES, SYMBOLS, FlatModel
 from .philox import HALF, MASK32, philox4x32
+from .scaling import (
+    DANGER,
+    EMPTY,
+    SPENT,
+    WORST,
+    align,
+    exponent,
+    multiply_wide,
+    next_level,
+    normalise,
+    rescale,
+)
 
-__all__ = ["TEXT", "infer_rows", "philox4x32", "sample_rows"]
+__all__ = ["infer_rows", "philox4x32", "sample_rows"]
 
 # numpy scalars and arrays of any backend's making: the text is generic in the value type.
 Array = Any
 
 LARGEST_WORD = np.uint64(0xFFFFFFFE)
 PURPOSE_TREE, PURPOSE_STAR = np.uint64(0), np.uint64(1)
-
-# Entries of the range watch.
-DANGER, SPENT, WORST, EMPTY = range(4)
-LOWEST = -(2**30)
 
 
 def word(index: Any, seed: Any, t: int, purpose: Any, words: Array, held: Array) -> Any:
@@ -105,42 +112,6 @@ def sample_rows(
             here = below
 
 
-def exponent(x: Any, value_bytes: int) -> int:
-    """floor(log2 x) for normal x, the lowest exponent for subnormal x, 0 for 0."""
-    if x == 0:
-        return 0
-    e = math.frexp(x)[1] - 1
-    return max(e, -127) if value_bytes == 4 else max(e, -1023)
-
-
-def watch(x: Any, tiny: Any, state: Array) -> None:
-    """Note a non-zero entry so small that products with it could round to zero."""
-    if 0 < x < tiny:
-        state[DANGER] = 1
-
-
-def next_level(state: Array) -> None:
-    """Add the level's worst cancellation to what has been spent."""
-    state[SPENT] -= state[WORST]
-    state[WORST] = 0
-
-
-def rescale(x: Array, at: int, q: int, tiny: Any, state: Array) -> int:
-    """Normalise x[at : at + q] to a maximum in [1, 2); return the exponent taken out."""
-    top = x[at]
-    for a in range(1, q):
-        top = max(top, x[at + a])
-    e = exponent(top, x.itemsize)
-    factor = math.ldexp(1.0, -e)
-    for a in range(q):
-        x[at + a] = x[at + a] * factor  # exact: rounded once, to the value type, on storing
-        watch(x[at + a], tiny, state)
-    state[WORST] = min(state[WORST], e)
-    if top == 0:
-        state[EMPTY] = 1
-    return e
-
-
 def upward_level(model: FlatModel, d: int, nu: Array, below: int, at: int, state: Array) -> int:
     """nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for the nodes of level d."""
     s = model.arity
@@ -192,38 +163,16 @@ def downward_level(
     next_level(state)
 
 
-def multiply_wide(value: Array, power: Array, at: int, factor: Any) -> None:
-    """Multiply a number that has an exponent of its own; its value stays in [1, 2), or 0."""
-    value[at] = value[at] * factor
-    e = exponent(value[at], value.itemsize)
-    value[at] = value[at] * math.ldexp(1.0, -e)
-    power[at] += e
-
-
-def align(value: Array, power: Array, at: int, q: int, x: Array, tiny: Any, state: Array) -> int:
-    """Bring q wide numbers to one exponent, which is returned: x[a] * 2**result."""
-    lowest = -126 if value.itemsize == 4 else -1022
-    top = LOWEST
-    for a in range(q):
-        if value[at + a] > 0:
-            top = max(top, power[at + a])
-    for a in range(q):
-        shift = power[at + a] - top  # of a zero it may be anything
-        x[a] = 0
-        if value[at + a] > 0 and shift < lowest:
-            state[DANGER] = 1
-        elif value[at + a] > 0:
-            x[a] = value[at + a] * math.ldexp(1.0, int(shift))
-        watch(x[a], tiny, state)
-    return 0 if top <= LOWEST else top
-
-
 def star_upward(
     model: FlatModel, nu: Array, at: int, factor: Array, value: Array, power: Array
-) -> None:
-    """m_i(a) = sum_c P_i[a, c] nu_i(c), and the products of those before node i, for every class a."""
+) -> int:
+    """m_i(a) = sum_c P_i[a, c] nu_i(c), and the products of those before node i, for every class a.
+
+    Returned is the exponent of prod_i max_a m_i(a): what no single class may reach.
+    """
     q0, qk = model.alphabets[0], model.alphabets[model.filter_level]
     n = model.arity**model.filter_level
+    best, best_power = np.ones(1, value.dtype), np.zeros(1, np.int64)
     value[:q0] = 1
     power[:q0] = 0
     for i in range(n):
@@ -235,6 +184,11 @@ def star_upward(
             value[(i + 1) * q0 + a] = value[i * q0 + a]
             power[(i + 1) * q0 + a] = power[i * q0 + a]
             multiply_wide(value, power, (i + 1) * q0 + a, acc)
+        top = factor[i * q0]
+        for a in range(1, q0):
+            top = max(top, factor[i * q0 + a])
+        multiply_wide(best, best_power, 0, top)
+    return int(best_power[0])
 
 
 def star_downward(
@@ -262,16 +216,6 @@ def star_downward(
             mu[i * qk + c] = acc
         rescale(mu, i * qk, qk, model.tiny, state)
     next_level(state)
-
-
-def normalise(x: Array, at: int, q: int, out: Array, out_at: int) -> Any:
-    """Divide by the sum (NaN where there is nothing to normalise); return the sum."""
-    total = x[at]
-    for a in range(1, q):
-        total = total + x[at + a]
-    for a in range(q):
-        out[out_at + a] = x[at + a] / total
-    return total
 
 
 def load_tokens(tokens: Array, mask: Array, q: int, nu: Array, at: int) -> None:
@@ -342,6 +286,7 @@ def infer_rows(
 
     for i in range(len(status)):
         state[:] = 0
+        state[DANGER] = 1 if model.tiny > 1 else 0  # some rule is below the range of the type
         shift = 0.0
         if tokens.shape[1]:
             load_tokens(tokens[i], mask[i], q, nu, offsets[depth])
@@ -351,10 +296,14 @@ def infer_rows(
         for d in range(depth - 1, k - 1, -1):
             total += upward_level(model, d, nu, offsets[d + 1], offsets[d], state)
         if k > 0:
-            star_upward(model, nu, offsets[k], factor, value, power)
+            below = state[DANGER]
+            best = star_upward(model, nu, offsets[k], factor, value, power)
             for a in range(q0):
                 multiply_wide(value, power, star_size + a, model.prior[a])
-            total += align(value, power, star_size, q0, root, model.tiny, state)
+            top = align(value, power, star_size, q0, root, model.tiny, state)
+            total += top
+            if below:  # what was lost below the star, its classes' disagreement brings forth
+                state[SPENT] += max(best - top, 0)
         else:
             for a in range(q0):
                 root[a] = nu[offsets[0] + a] * model.prior[a]
@@ -391,7 +340,3 @@ def infer_rows(
         else:
             log_evidence[i] = total * math.log(2.0) + shift + math.log(np.float64(evidence))
         status[i] = 1 if state[DANGER] and (state[SPENT] > model.slack or state[EMPTY]) else 0
-
-
-# The text in the order of writing, callees first: hfilter.runners compiles one after the other.
-TEXT = tuple(f for f in list(globals().values()) if isinstance(f, types.FunctionType))

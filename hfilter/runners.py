@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import philox, reference
+from . import philox, reference, scaling
 from .errors import KernelError
 from .evidence import Evidence, Outputs
 from .flat import FlatModel, flatten
@@ -216,15 +216,24 @@ def _flat_model(tree: TreeStructure, dtype: np.dtype[Any]) -> FlatModel:
     return cached[dtype.itemsize]
 
 
+# Every function of the text in the order of writing, callees first.
+TEXT = tuple(
+    function
+    for module in (philox, scaling, reference)
+    for function in vars(module).values()
+    if isinstance(function, types.FunctionType) and function.__module__ == module.__name__
+)
+
+
 @functools.cache
 def numba_text() -> dict[str, Any]:
     """The Python text with every function compiled; calls between them stay inside the new namespace."""
     import numba
 
-    namespace = {**vars(philox), **vars(reference)}
-    for function in reference.TEXT:
+    namespace = {**vars(philox), **vars(scaling), **vars(reference)}
+    for function in TEXT:
         copy = types.FunctionType(function.__code__, namespace, function.__name__)
-        copy.__module__ = reference.__name__
+        copy.__module__ = function.__module__
         try:
             jit = numba.njit(nogil=True, error_model="numpy", cache=True)
             namespace[function.__name__] = jit(copy)

@@ -162,7 +162,9 @@ class TreeStructure:
         prior_cuts, prior_bits = _cut_points(self.root_prior[None])
         empty = np.empty(0)
         star, star_cuts, star_bits = empty, empty.astype(np.uint32), 0
-        positive = [self.root_prior[self.root_prior > 0]] + [level["prob64"] for level in levels[k:]]
+        positive = [self.root_prior[self.root_prior > 0]] + [
+            level["prob64"] for level in levels[k:]
+        ]
         if k:
             star = np.ascontiguousarray(self.channels)
             star_cuts, star_bits = _cut_points(star.reshape(-1, star.shape[-1]))

@@ -7,14 +7,12 @@ import pytest
 
 import hfilter
 
-BACKENDS = ("avx512", "avx2", "portable", "numba", "python", "cuda")
-
-# No accelerator is assumed anywhere: a missing one is a skip with the package's own reason.
+BACKENDS = ("avx512", "avx2", "portable", "numba", "python")
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """The name of every backend in turn; those not here are skipped with the package's reason."""
+    """The name of every CPU backend in turn; those not here are skipped with the package's reason."""
     name = request.param
     known = hfilter.backends()
     if name not in known:

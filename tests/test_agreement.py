@@ -41,7 +41,7 @@ MODELS = {
         3,
         2,
     ),
-    "q7-s2-l2-k0": (lambda: Grammar.dense(7, 1.0, 5), 2, 0),
+    "q5-s2-l2-k0": (lambda: Grammar.dense(5, 1.0, 5), 2, 0),
     "q300-k0": (
         lambda: Grammar.random_hierarchy(
             vocab_size=300, rules_per_symbol=2, depth=1, n_classes=3, seed=6

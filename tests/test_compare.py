@@ -22,6 +22,11 @@ def model():
     return hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=3)
 
 
+def rows_for(n, fewer):
+    """Plain Python loops are some hundred times slower: fewer rows, larger standard errors."""
+    return fewer if hfilter.provenance()["backend"] == "python" else n
+
+
 @pytest.fixture(scope="module")
 def sample(model):
     return model.sample(300, seed=1)
@@ -327,7 +332,7 @@ def exact_law_accuracies(model, data_level, level):
 def test_the_table_agrees_with_the_exact_law():
     """Within five standard errors in all 27 cells (false alarm 2e-5), and not within a mutant's."""
     model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=2)
-    table = exact_accuracies(model, 3000, seed=2)
+    table = exact_accuracies(model, rows_for(3000, 1000), seed=2)
     off = []
     for k, j in itertools.product(range(3), repeat=2):
         root, mlm, nats = exact_law_accuracies(model, k, j)
@@ -345,7 +350,7 @@ def test_the_table_agrees_with_the_publication():
     Values: independent float64 computation for Garnier-Brun et al. 2024, arXiv 2408.15138.
     """
     model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=4)
-    table = exact_accuracies(model, 4000, seed=5)
+    table = exact_accuracies(model, rows_for(4000, 200), seed=5)
     root_0, mlm_0 = [1.0, 0.8924, 0.6367, 0.5787, 0.5007], [0.7118, 0.7053, 0.6684, 0.5814, 0.3980]
     root_k, mlm_k = [1.0, 0.8190, 0.7268, 0.6361, 0.5716], [0.7118, 0.7101, 0.6603, 0.5716, 0.3419]
     for got, error, wanted in (
@@ -356,7 +361,8 @@ def test_the_table_agrees_with_the_publication():
     ):
         assert np.all(np.abs(got - wanted) < 5 * np.hypot(error, 0.0016))
     nats = [0.711, 0.732, 0.821, 1.010, 1.315]
-    assert table.mlm_cross_entropy[0] == pytest.approx(nats, abs=0.03)
+    allowed = 5 * np.hypot(table.mlm_cross_entropy_se[0], 0.003)
+    assert np.all(np.abs(table.mlm_cross_entropy[0] - nats) < allowed)
     assert np.all(table.mlm_se < table.root_se.max())
 
 

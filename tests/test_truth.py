@@ -90,7 +90,8 @@ def test_tokens(name: str, k: int, dtype: str, backend: str) -> None:
 def test_fields(name: str, k: int, dtype: str, backend: str) -> None:
     """Soft evidence, up to logits so far apart that only exact scaling gives the answer."""
     p = problem(name, k)
-    for kind in FIELD_KINDS:
+    kinds = ("zeros", "offset", "spread-300") if backend == "python" else tuple(FIELD_KINDS)
+    for kind in kinds:  # plain Python is slow, and Numba runs the same text over all kinds
         e = p.fields(kind)
         atol = allowance(dtype, e.log_fields)
         judge(p.model, e.answer, dtype, atol, kind, log_fields=e.log_fields, backend=backend)
@@ -127,8 +128,9 @@ def test_three_ways_to_hide_a_leaf(name: str, k: int, dtype: str, backend: str) 
         np.testing.assert_array_equal(other.root, by_mask.root)
         np.testing.assert_array_equal(other.log_evidence, by_mask.log_evidence)
     h = token_fields(e.leaves, e.mask, p.q)
-    atol = TOLERANCE[dtype]
-    judge(p.model, e.answer, dtype, atol, log_fields=h, backend=backend)
+    by_fields = p.model.infer(log_fields=h, dtype=dtype, backend=backend)
+    compare(by_fields.leaves, e.answer.beliefs[p.model.depth], TOLERANCE[dtype], "leaves")
+    compare(by_fields.root, e.answer.root, TOLERANCE[dtype], "root")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

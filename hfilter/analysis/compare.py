@@ -159,7 +159,7 @@ def compare(
 
     >>> import hfilter
     >>> model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=4)
-    >>> sample = model.sample(2000, seed=1)
+    >>> sample = model.sample(200, seed=1)
     >>> exact = model.filtered(1).leave_one_out(sample.leaves, dtype="float64")
     >>> result = compare(model, exact, sample.leaves)
     >>> result.kl[1], result.agreement[1], result.kl[0] > 0
