@@ -31,7 +31,8 @@ class View {
         const char* format = buffer_.format ? buffer_.format : "B";
         if (*format == '=' || *format == '<' || *format == '@') ++format;
         if (std::strlen(format) != 1 || !std::strchr(formats, *format))
-            throw std::invalid_argument(std::string(name) + ": element type '" + format + "', wanted one of '" + formats + "'");
+            throw std::invalid_argument(std::string(name) + ": element type '" + format + "', wanted one of '" +
+                                        formats + "'");
     }
     View(View&& other) noexcept : buffer_(other.buffer_), held_(other.held_) { other.held_ = false; }
     View(const View&) = delete;
@@ -53,7 +54,8 @@ View view(const py::handle& object, const char* formats, bool writable, int64_t 
     if (object.is_none()) return View();
     View v(object, formats, writable, name);
     if (v.size() != size)
-        throw std::invalid_argument(std::string(name) + ": " + std::to_string(v.size()) + " elements, wanted " + std::to_string(size));
+        throw std::invalid_argument(std::string(name) + ": " + std::to_string(v.size()) + " elements, wanted " +
+                                    std::to_string(size));
     return v;
 }
 
@@ -77,7 +79,8 @@ class Model {
         c_.arity = integer("arity");
         c_.depth = integer("depth");
         c_.filter_level = integer("filter_level");
-        if (c_.arity < 2 || c_.arity > HF_MAX_ARITY || c_.depth < 1 || c_.depth >= 63 || c_.filter_level < 0 || c_.filter_level > c_.depth)
+        if (c_.arity < 2 || c_.arity > HF_MAX_ARITY || c_.depth < 1 || c_.depth >= 63 || c_.filter_level < 0 ||
+            c_.filter_level > c_.depth)
             throw std::invalid_argument("arity, depth or filter_level out of range");
         c_.alphabets = keep<int32_t>(d["alphabets"], "i", c_.depth + 1, "alphabets");
         const int64_t q0 = c_.alphabets[0];
@@ -126,13 +129,16 @@ class Model {
         l.cuts = keep<uint32_t>(d["cuts"], "IL", padded, "cuts");
         l.picks = keep<uint32_t>(d["picks"], "IL", padded * c_.arity, "picks");
         // Indices that the kernels follow without asking.
-        if (l.first[0] != 0 || l.first[l.n_parents] != l.n_rules) throw std::invalid_argument("first: does not span the rules");
+        if (l.first[0] != 0 || l.first[l.n_parents] != l.n_rules)
+            throw std::invalid_argument("first: does not span the rules");
         for (int a = 0; a < l.n_parents; ++a)
             if (l.first[a] > l.first[a + 1]) throw std::invalid_argument("first: not sorted");
         for (int64_t j = 0; j < int64_t(l.n_rules) * c_.arity; ++j)
-            if (l.children[j] < 0 || l.children[j] >= l.n_symbols) throw std::invalid_argument("children: symbol out of range");
+            if (l.children[j] < 0 || l.children[j] >= l.n_symbols)
+                throw std::invalid_argument("children: symbol out of range");
         for (int64_t j = 0; j < padded * c_.arity; ++j)
-            if (l.picks[j] >= static_cast<uint32_t>(l.n_symbols)) throw std::invalid_argument("picks: symbol out of range");
+            if (l.picks[j] >= static_cast<uint32_t>(l.n_symbols))
+                throw std::invalid_argument("picks: symbol out of range");
         return l;
     }
 
@@ -149,14 +155,16 @@ const hf_backend* find_backend(const std::string& name) {
 
 void check(int32_t status) {
     if (status == HF_OUT_OF_MEMORY) throw std::bad_alloc();
-    if (status != HF_OK) throw std::runtime_error("kernel refused its arguments (status " + std::to_string(status) + ")");
+    if (status != HF_OK)
+        throw std::runtime_error("kernel refused its arguments (status " + std::to_string(status) + ")");
 }
 
-void sample(const std::string& isa, const Model& model, int64_t n, uint64_t seed, uint64_t start, const py::object& roots,
-            const py::list& levels, int32_t num_threads) {
+void sample(const std::string& isa, const Model& model, int64_t n, uint64_t seed, uint64_t start,
+            const py::object& roots, const py::list& levels, int32_t num_threads) {
     const hf_backend* backend = find_backend(isa);
     const hf_model& m = model.c();
-    if (static_cast<int32_t>(levels.size()) != m.depth + 1) throw std::invalid_argument("levels: one entry per level, root included");
+    if (static_cast<int32_t>(levels.size()) != m.depth + 1)
+        throw std::invalid_argument("levels: one entry per level, root included");
     const View given = view(roots, "i", false, n, "roots");
     std::vector<View> views;
     std::vector<void*> pointers;
@@ -183,7 +191,8 @@ void infer(const std::string& isa, const Model& model, int64_t n, const py::obje
     const hf_backend* backend = find_backend(isa);
     const hf_model& m = model.c();
     if (value_bytes != 4 && value_bytes != 8) throw std::invalid_argument("value_bytes: 4 or 8");
-    if (static_cast<int32_t>(beliefs.size()) != m.depth + 1) throw std::invalid_argument("beliefs: one entry per level, root included");
+    if (static_cast<int32_t>(beliefs.size()) != m.depth + 1)
+        throw std::invalid_argument("beliefs: one entry per level, root included");
     const char* value = value_bytes == 4 ? "f" : "d";
     const int64_t leaves = model.nodes(m.depth), q = model.alphabet(m.depth);
     const View token_view = view(tokens, "BH", false, n * leaves, "tokens");
@@ -197,7 +206,8 @@ void infer(const std::string& isa, const Model& model, int64_t n, const py::obje
     std::vector<void*> pointers;
     for (int d = 0; d <= m.depth; ++d) {
         const py::object o = beliefs[static_cast<size_t>(d)];
-        if (!o.is_none() && (d == 0 || d < m.filter_level)) throw std::invalid_argument("beliefs: level does not exist");
+        if (!o.is_none() && (d == 0 || d < m.filter_level))
+            throw std::invalid_argument("beliefs: level does not exist");
         views.push_back(view(o, value, true, n * model.nodes(d) * model.alphabet(d), "beliefs"));
         pointers.push_back(views.back().data<void>());
     }
@@ -244,10 +254,13 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
         },
         py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("k0"), py::arg("k1"),
         "One block of Philox4x32-10.");
-    py::class_<Model>(module, "Model", "A packed model (hfilter.tree.pack).").def(py::init<const py::dict&>(), py::arg("arrays"));
-    module.def("sample", &sample, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("seed"), py::arg("start"), py::arg("roots"),
-               py::arg("levels"), py::arg("num_threads"), "Draws n rows of the stream into the given levels.");
+    py::class_<Model>(module, "Model", "A packed model (hfilter.tree.pack).")
+        .def(py::init<const py::dict&>(), py::arg("arrays"));
+    module.def("sample", &sample, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("seed"), py::arg("start"),
+               py::arg("roots"), py::arg("levels"), py::arg("num_threads"),
+               "Draws n rows of the stream into the given levels.");
     module.def("infer", &infer, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("tokens"), py::arg("mask"),
-               py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("root"), py::arg("beliefs"),
-               py::arg("leave_one_out"), py::arg("status"), py::arg("num_threads"), "Exact posteriors of n rows.");
+               py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("root"),
+               py::arg("beliefs"), py::arg("leave_one_out"), py::arg("status"), py::arg("num_threads"),
+               "Exact posteriors of n rows.");
 }

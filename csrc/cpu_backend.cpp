@@ -19,7 +19,8 @@ constexpr int kLanes64 = HF_VECTOR_BYTES / 8;
 
 // ------------------------------------------------------------------------------------ sampling
 
-template <int N, class Token> void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
+template <int N, class Token>
+void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
     using U = typename LaneType<uint32_t, N>::type;
     U* symbols = static_cast<U*>(scratch);
     for (int64_t row = begin; row < end; row += N) {
@@ -35,7 +36,8 @@ template <int N, class Token> void sample_rows(const hf_model& m, const hf_sampl
                 for (int64_t i = 0; i < n; ++i)
                     out[(row + l) * n + i] = static_cast<Token>(element(const_cast<U&>(level[i]), l));
         };
-        sample_tree<N>(m, args.seed, args.start + static_cast<uint64_t>(row), args.roots ? roots : nullptr, symbols, store);
+        sample_tree<N>(m, args.seed, args.start + static_cast<uint64_t>(row), args.roots ? roots : nullptr, symbols,
+                       store);
     }
 }
 
@@ -63,7 +65,8 @@ struct Rows {
     int64_t operator()(int l) const { return first + (l < count ? l : 0); }
 };
 
-template <class P, class Token> void load_tokens(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu) {
+template <class P, class Token>
+void load_tokens(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu) {
     const int64_t n = n_nodes(m, m.depth);
     const int q = m.alphabets[m.depth];
     const Token* tokens = static_cast<const Token*>(args.tokens);
@@ -83,8 +86,8 @@ template <class P, class Token> void load_tokens(const hf_model& m, const hf_inf
 }
 
 // Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
-template <class P, class Field>
-void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu, double* shift, Range<P>& range) {
+template <class P, class Field> void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows,
+                                                 typename P::V* nu, double* shift, Range<P>& range) {
     using V = typename P::V;
     using T = typename P::Scalar;
     using Wide = decltype(T() + Field());
@@ -110,7 +113,8 @@ void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows,
     }
 }
 
-template <class P> void store_rows(typename P::Scalar* out, const Rows& rows, int64_t row_size, int64_t at, const typename P::V* x, int q) {
+template <class P> void store_rows(typename P::Scalar* out, const Rows& rows, int64_t row_size, int64_t at,
+                                   const typename P::V* x, int q) {
     for (int l = 0; l < rows.count; ++l)
         for (int a = 0; a < q; ++a) out[(rows.first + l) * row_size + at + a] = lane<P>(x[a], l);
 }
@@ -124,9 +128,9 @@ template <class P> typename P::V normalise(const typename P::V* x, int q, typena
 }
 
 // Beliefs nu * mu of the n nodes of a level, normalised.
-template <class P>
-void store_beliefs(const Rows& rows, int64_t n, int q, const typename P::V* nu, const typename P::V* mu, typename P::Scalar* out,
-                   typename P::V* scratch, Range<P>& range) {
+template <class P> void store_beliefs(const Rows& rows, int64_t n, int q, const typename P::V* nu,
+                                      const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
+                                      Range<P>& range) {
     for (int64_t i = 0; i < n; ++i) {
         for (int a = 0; a < q; ++a) scratch[a] = nu[i * q + a] * mu[i * q + a];
         const typename P::V sum = normalise<P>(scratch, q, scratch);
@@ -137,7 +141,8 @@ void store_beliefs(const Rows& rows, int64_t n, int q, const typename P::V* nu, 
     range.next_level();
 }
 
-template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows, const Layout<P>& at, typename P::V* scratch) {
+template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows,
+                                          const Layout<P>& at, typename P::V* scratch) {
     using V = typename P::V;
     using I = typename P::I;
     using T = typename P::Scalar;
@@ -160,7 +165,8 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
 
     I total{};
     for (int d = depth - 1; d >= k; --d)
-        upward_level<P, S>(m.levels[d], m.arity, n_nodes(m, d), scratch + at.nu[d + 1], scratch + at.nu[d], total, range);
+        upward_level<P, S>(m.levels[d], m.arity, n_nodes(m, d), scratch + at.nu[d + 1], scratch + at.nu[d], total,
+                           range);
 
     // The root: its message, times the prior, is the belief; the sum is the evidence.
     V* root = scratch + at.size - 2 * q0;
@@ -192,8 +198,8 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     V* mu_below = scratch + at.mu[1];
     const auto emit = [&](int d) {
         if (args.beliefs && args.beliefs[d])
-            store_beliefs<P>(rows, n_nodes(m, d), m.alphabets[d], scratch + at.nu[d], mu, static_cast<T*>(args.beliefs[d]),
-                             mu_below, range);
+            store_beliefs<P>(rows, n_nodes(m, d), m.alphabets[d], scratch + at.nu[d], mu,
+                             static_cast<T*>(args.beliefs[d]), mu_below, range);
     };
     if (deepest > 0) {
         if (k > 0) {
@@ -229,7 +235,8 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     }
 }
 
-template <class P> void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
+template <class P>
+void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
     const Layout<P> at(m);
     for (int64_t row = begin; row < end; row += P::lanes) {
         const Rows rows{row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
@@ -238,7 +245,9 @@ template <class P> void infer_rows(const hf_model& m, const hf_infer_args& args,
     }
 }
 
-template <class P> size_t layout_bytes(const hf_model& m) { return static_cast<size_t>(Layout<P>(m).size) * sizeof(typename P::V); }
+template <class P> size_t layout_bytes(const hf_model& m) {
+    return static_cast<size_t>(Layout<P>(m).size) * sizeof(typename P::V);
+}
 
 size_t infer_scratch(const hf_model* m, int32_t value_bytes, int32_t narrow) {
     if (value_bytes == 4) return narrow ? layout_bytes<Pack<float, 1>>(*m) : layout_bytes<Pack<float, kLanes32>>(*m);
@@ -260,6 +269,7 @@ void infer(const hf_model* m, const hf_infer_args* args, int64_t begin, int64_t 
 
 extern "C" __attribute__((visibility("hidden"))) const hf_backend* HF_JOIN(hf_backend_, HF_ISA)(void) {
     using namespace HF_NAMESPACE;
-    static const hf_backend table = {HF_ABI_VERSION, HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample, infer, kLanes32, kLanes64};
+    static const hf_backend table = {HF_ABI_VERSION, HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample,
+                                     infer,          kLanes32,          kLanes64};
     return &table;
 }

@@ -34,8 +34,8 @@ const Entry kEntries[] = {
 #if defined(HF_HAVE_AVX512)
     {hf_backend_avx512,
      [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl");
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
      }},
 #endif
 #if defined(HF_HAVE_AVX2)
@@ -74,7 +74,8 @@ class Scratch {
 };
 
 // Calls work(begin, end, scratch) on every block of rows. A thread that cannot start is done without.
-template <class Work> int32_t over_threads(int64_t n, int64_t block, size_t scratch_bytes, int32_t num_threads, const Work& work) {
+template <class Work>
+int32_t over_threads(int64_t n, int64_t block, size_t scratch_bytes, int32_t num_threads, const Work& work) {
     const int64_t blocks = (n + block - 1) / block;
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
@@ -93,8 +94,7 @@ template <class Work> int32_t over_threads(int64_t n, int64_t block, size_t scra
         threads.reserve(static_cast<size_t>(std::max<int64_t>(helpers, 0)));
         for (int64_t t = 0; t < helpers; ++t) threads.emplace_back(run);
     } catch (const std::system_error&) {
-    } catch (const std::bad_alloc&) {
-    }
+    } catch (const std::bad_alloc&) {}
     run();
     for (std::thread& t : threads) t.join();
     // A worker without scratch leaves its blocks to the others; only if all failed is work undone.
@@ -122,9 +122,9 @@ int64_t block_rows(int64_t cost, int32_t lanes) {
 }
 
 bool usable(const hf_backend* b, const hf_model* m) {
-    return b && m && b->abi_version == HF_ABI_VERSION && m->abi_version == HF_ABI_VERSION && m->levels && m->alphabets &&
-           m->arity >= 2 && m->arity <= HF_MAX_ARITY && m->depth >= 1 && m->depth < 63 && m->filter_level >= 0 &&
-           m->filter_level <= m->depth;
+    return b && m && b->abi_version == HF_ABI_VERSION && m->abi_version == HF_ABI_VERSION && m->levels &&
+           m->alphabets && m->arity >= 2 && m->arity <= HF_MAX_ARITY && m->depth >= 1 && m->depth < 63 &&
+           m->filter_level >= 0 && m->filter_level <= m->depth;
 }
 
 template <class Call> int32_t guarded(const Call& call) {
@@ -154,8 +154,9 @@ int32_t hf_sample(const hf_backend* b, const hf_model* m, const hf_sample_args* 
         const int32_t narrow = wide > kWideScratchLimit;
         const int64_t cost = row_cost(*m);
         const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
-        return over_threads(args->n, block_rows(cost, b->lanes32), narrow ? b->sample_scratch(m, 1) : wide, threads,
-                            [&](int64_t begin, int64_t end, void* scratch) { b->sample(m, args, begin, end, narrow, scratch); });
+        return over_threads(
+            args->n, block_rows(cost, b->lanes32), narrow ? b->sample_scratch(m, 1) : wide, threads,
+            [&](int64_t begin, int64_t end, void* scratch) { b->sample(m, args, begin, end, narrow, scratch); });
     });
 }
 
@@ -170,8 +171,9 @@ int32_t hf_infer(const hf_backend* b, const hf_model* m, const hf_infer_args* ar
         const int64_t cost = row_cost(*m);
         const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
         const int32_t lanes = args->value_bytes == 4 ? b->lanes32 : b->lanes64;
-        return over_threads(args->n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, args->value_bytes, 1) : wide, threads,
-                            [&](int64_t begin, int64_t end, void* scratch) { b->infer(m, args, begin, end, narrow, scratch); });
+        return over_threads(
+            args->n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, args->value_bytes, 1) : wide, threads,
+            [&](int64_t begin, int64_t end, void* scratch) { b->infer(m, args, begin, end, narrow, scratch); });
     });
 }
 

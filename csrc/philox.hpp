@@ -22,8 +22,7 @@ template <class U> struct Words {
     U w[4];
 };
 
-template <class U>
-HF_INLINE Words<U> philox4x32(U c0, U c1, U c2, U c3, uint32_t k0, uint32_t k1) {
+template <class U> HF_INLINE Words<U> philox4x32(U c0, U c1, U c2, U c3, uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; ++round) {
         U hi0, lo0, hi1, lo1;
         multiply_wide(kPhiloxM0, c0, hi0, lo0);

@@ -99,8 +99,7 @@ HF_INLINE void sample_tree(const hf_model& m, uint64_t seed, uint64_t first, con
         WordStream<N> star{row_indices<N>(first), kPurposeStar, key0, key1};
         const int64_t n = n_nodes(m, k);
         const int64_t stride = static_cast<int64_t>(m.alphabets[0]) << m.star_bits;
-        for (int64_t i = 0; i < n; ++i)
-            symbols[i] = choose<N, U>(m.star_cuts + i * stride, m.star_bits, root, star[i]);
+        for (int64_t i = 0; i < n; ++i) symbols[i] = choose<N, U>(m.star_cuts + i * stride, m.star_bits, root, star[i]);
         store(k, symbols);
     }
     const int s = m.arity;
@@ -110,8 +109,8 @@ HF_INLINE void sample_tree(const hf_model& m, uint64_t seed, uint64_t first, con
         const int64_t heap = (n - 1) / (s - 1);
         for (int64_t i = n - 1; i >= 0; --i) {
             const U parent = symbols[i];
-            const U rule = (parent << level.cut_bits) +
-                           choose<N, U>(level.cuts, level.cut_bits, parent, tree[1 + heap + i]);
+            const U rule =
+                (parent << level.cut_bits) + choose<N, U>(level.cuts, level.cut_bits, parent, tree[1 + heap + i]);
             for (int r = 0; r < s; ++r) {
                 U child{};
                 for (int l = 0; l < N; ++l)
@@ -152,9 +151,7 @@ template <class P> struct Range {
     typename P::I worst{};  // most negative exponent of the present level
     typename P::I empty{};  // mask: some message or belief is zero throughout
 
-    HF_INLINE void watch(typename P::V x) {
-        danger |= as_mask<P>(x < tiny) & as_mask<P>(x > 0);
-    }
+    HF_INLINE void watch(typename P::V x) { danger |= as_mask<P>(x < tiny) & as_mask<P>(x > 0); }
     HF_INLINE void cancelled(typename P::I e) { worst = smaller(worst, e); }
     HF_INLINE void next_level() {
         spent -= worst;
@@ -178,9 +175,9 @@ template <class P> HF_INLINE typename P::I rescale(typename P::V* x, int q, Rang
 }
 
 // nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for the n nodes of a level.
-template <class P, int S>
-HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const typename P::V* below, typename P::V* nu,
-                            typename P::I& total, Range<P>& range) {
+template <class P, int S> HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n,
+                                                      const typename P::V* below, typename P::V* nu,
+                                                      typename P::I& total, Range<P>& range) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
     const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
@@ -204,9 +201,9 @@ HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const t
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r').
-template <class P, int S>
-HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const typename P::V* mu,
-                              const typename P::V* nu_below, typename P::V* mu_below, Range<P>& range) {
+template <class P, int S> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
+                                                        const typename P::V* mu, const typename P::V* nu_below,
+                                                        typename P::V* mu_below, Range<P>& range) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
     const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
@@ -260,8 +257,7 @@ template <class P> struct WideNumber {
 };
 
 // Brings wide numbers to one common exponent, which is returned; x[a] * 2^result is the value.
-template <class P>
-HF_INLINE typename P::I align(const WideNumber<P>* wide, int q, typename P::V* x, Range<P>& range) {
+template <class P> HF_INLINE typename P::I align(const WideNumber<P>* wide, int q, typename P::V* x, Range<P>& range) {
     using I = typename P::I;
     constexpr typename P::Int lowest = -(typename P::Int(1) << 30);
     constexpr typename P::Int floor_exponent = -Format<typename P::Scalar>::bias + 1;

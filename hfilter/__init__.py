@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 from . import errors
 from .backend import BackendInfo, backends
 from .exact import Posterior, Sample, TreeModel
 from .grammar import Grammar
 from .provenance import provenance
 from .tree import STREAM_VERSION
+from .version import __version__
 
 __all__ = [
     "STREAM_VERSION",

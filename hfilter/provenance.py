@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from .backend import default_threads, get_backend
 from .tree import STREAM_VERSION
+from .version import __version__
 
 __all__ = ["provenance"]
 
@@ -28,12 +28,8 @@ def provenance(**more: Any) -> dict[str, Any]:
     >>> provenance(seed=3)["seed"]
     3
     """
-    try:
-        version = metadata.version("hfilter")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        version = "unknown"
     return {
-        "hfilter": version,
+        "hfilter": __version__,
         "stream_version": STREAM_VERSION,
         "python": platform.python_version(),
         "numpy": np.__version__,

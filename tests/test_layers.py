@@ -20,7 +20,7 @@ ROOT = Path(hfilter.__file__).parent
 #     -> (backend, tree -> grammar) -> errors
 # "hfilter" is the front door itself, open to the rooms above the core only.
 LINES = (
-    ("errors",),
+    ("errors", "version"),
     ("checks", "arrays", "files", "philox", "scaling"),
     ("rules",),
     ("families", "view", "rules_file"),

@@ -1,0 +1,76 @@
+"""
+Compiled kernels of hfilter for this processor. Private: use hfilter.TreeModel.
+"""
+
+from __future__ import annotations
+
+import typing
+
+__all__: list[str] = [
+    "Model",
+    "abi_version",
+    "infer",
+    "instruction_sets",
+    "max_arity",
+    "philox",
+    "sample",
+]
+
+class Model:
+    """
+    A packed model (hfilter.tree.pack).
+    """
+    def __init__(self, arrays: dict) -> None: ...
+
+def infer(
+    isa: str,
+    model: Model,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    tokens: typing.Any,
+    mask: typing.Any,
+    log_fields: typing.Any,
+    value_bytes: typing.SupportsInt | typing.SupportsIndex,
+    log_evidence: typing.Any,
+    root: typing.Any,
+    beliefs: list,
+    leave_one_out: typing.Any,
+    status: typing.Any,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Exact posteriors of n rows.
+    """
+
+def instruction_sets() -> list:
+    """
+    Instruction sets of this build, best first, and whether this machine runs them.
+    """
+
+def philox(
+    c0: typing.SupportsInt | typing.SupportsIndex,
+    c1: typing.SupportsInt | typing.SupportsIndex,
+    c2: typing.SupportsInt | typing.SupportsIndex,
+    c3: typing.SupportsInt | typing.SupportsIndex,
+    k0: typing.SupportsInt | typing.SupportsIndex,
+    k1: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[int, int, int, int]:
+    """
+    One block of Philox4x32-10.
+    """
+
+def sample(
+    isa: str,
+    model: Model,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    roots: typing.Any,
+    levels: list,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Draws n rows of the stream into the given levels.
+    """
+
+abi_version: int = 1
+max_arity: int = 32
