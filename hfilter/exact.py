@@ -197,15 +197,14 @@ class TreeModel(TreeStructure):
         ([[0.5, 0.5]], [0.5, 0.5])
         """
         kept = self._check_levels(levels)
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
-        kind = value_type(dtype)
-        out = self._outputs(n, kind, evidence=True, root=True, levels={self.depth, *kept})
-        self._run(evidence, n, kind, out, backend, num_threads)
-        assert out.root is not None
+        question = (leaves, mask, log_fields, dtype, backend, num_threads)
+        out, wrap = self._ask(*question, evidence=True, root=True, levels={self.depth, *kept})
         found = {d: wrap(b) for d, b in enumerate(out.beliefs) if b is not None}
         if 0 in kept:
-            found[0] = wrap(out.root[:, None])
-        return Posterior(wrap(out.log_evidence), wrap(out.root), found[self.depth], found)  # type: ignore[arg-type]
+            found[0] = wrap(_present(out.root)[:, None])
+        return Posterior(
+            wrap(_present(out.log_evidence)), wrap(_present(out.root)), found[self.depth], found
+        )
 
     def root_posterior(
         self,
@@ -218,10 +217,9 @@ class TreeModel(TreeStructure):
         num_threads: int | None = None,
     ) -> Any:
         """P(root | evidence), shape (n, n_classes), by the upward pass alone; arguments as in `infer`."""
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
-        out = self._outputs(n, value_type(dtype), root=True)
-        self._run(evidence, n, value_type(dtype), out, backend, num_threads)
-        return wrap(out.root)  # type: ignore[arg-type]
+        question = (leaves, mask, log_fields, dtype, backend, num_threads)
+        out, wrap = self._ask(*question, root=True)
+        return wrap(_present(out.root))
 
     def leave_one_out(
         self,
@@ -238,10 +236,9 @@ class TreeModel(TreeStructure):
         The exact answer to single-mask language modelling at all positions at once. NaN at a leaf
         exactly where the other leaves are impossible together. Arguments as in `infer`.
         """
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
-        out = self._outputs(n, value_type(dtype), leave_one_out=True)
-        self._run(evidence, n, value_type(dtype), out, backend, num_threads)
-        return wrap(out.leave_one_out)  # type: ignore[arg-type]
+        question = (leaves, mask, log_fields, dtype, backend, num_threads)
+        out, wrap = self._ask(*question, leave_one_out=True)
+        return wrap(_present(out.leave_one_out))
 
     def log_prob(
         self,
@@ -262,10 +259,9 @@ class TreeModel(TreeStructure):
         >>> bool(abs(model.log_prob([[0, 1, 1, 0]])[0] - 4 * math.log(0.5)) < 1e-6)
         True
         """
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
-        out = self._outputs(n, value_type(dtype), evidence=True)
-        self._run(evidence, n, value_type(dtype), out, backend, num_threads)
-        return wrap(out.log_evidence)  # type: ignore[arg-type]
+        question = (leaves, mask, log_fields, dtype, backend, num_threads)
+        out, wrap = self._ask(*question, evidence=True)
+        return wrap(_present(out.log_evidence))
 
     # ---------------------------------------------------------------------------------- inside
 
@@ -300,6 +296,23 @@ class TreeModel(TreeStructure):
             beliefs,
             new(self.n_leaves, self.vocab_size) if leave_one_out else None,
         )
+
+    def _ask(
+        self,
+        leaves: Any,
+        mask: Any,
+        log_fields: Any,
+        dtype: Any,
+        backend: str | None,
+        num_threads: int | None,
+        **wanted: Any,
+    ) -> tuple[Outputs, Wrap]:
+        """Check the evidence, allocate what is wanted (see `_outputs`), and fill it."""
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
+        kind = value_type(dtype)
+        out = self._outputs(n, kind, **wanted)
+        self._run(evidence, n, kind, out, backend, num_threads)
+        return out, wrap
 
     def _run(
         self, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs, backend: str | None,
