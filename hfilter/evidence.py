@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Wrap, as_numpy
+from .checks import check_int
 from .errors import ArgumentError, DTypeError, ShapeError
 from .tree import TreeStructure
 
-__all__ = ["Evidence", "Outputs", "check_evidence", "kernel_layout"]
+__all__ = [
+    "Evidence",
+    "Outputs",
+    "check_evidence",
+    "check_levels",
+    "check_out",
+    "check_roots",
+    "kernel_layout",
+]
 
 Array = NDArray[Any]
 
@@ -137,3 +147,47 @@ def _check_fields(fields: Array, first_row: int) -> None:
             f"log_fields must be finite or -inf, got {fields[row, leaf, symbol]} in row {first_row + row} "
             f"at leaf {leaf}, symbol {symbol}"
         )
+
+
+def check_levels(tree: TreeStructure, levels: str | Iterable[int] | None) -> tuple[int, ...]:
+    """Levels whose beliefs to keep, all of which exist."""
+    if levels is None:
+        return ()
+    if isinstance(levels, str):
+        if levels != "all":
+            raise ArgumentError(f'levels must be None, "all" or a list of levels, got {levels!r}')
+        return tree.existing_levels
+    kept = tuple(check_int("levels", d, 0, tree.depth) for d in levels)
+    for d in kept:
+        if d not in tree.existing_levels:
+            raise ArgumentError(
+                f"levels: level {d} does not exist at filter_level {tree.filter_level}; "
+                f"those that do are {tree.existing_levels}"
+            )
+    return kept
+
+
+def check_roots(tree: TreeStructure, roots: Any, n: int) -> Array:
+    """Given root symbols, as the kernels take them."""
+    given, _ = as_numpy("roots", roots)
+    if given.dtype.kind not in "iu":
+        raise DTypeError(f"roots must be integers, got {given.dtype}")
+    if given.shape != (n,):
+        raise ShapeError(f"roots must have shape ({n},), got {given.shape}")
+    if n and (int(given.min()) < 0 or int(given.max()) >= tree.n_classes):
+        raise ArgumentError(
+            f"roots must be from 0 to {tree.n_classes - 1}, got values from {given.min()} to {given.max()}"
+        )
+    return np.ascontiguousarray(given, np.int32)
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A caller's array to write into, viewed as NumPy."""
+    array, _ = as_numpy("out", out)
+    if array.shape != shape:
+        raise ShapeError(f"out must have shape {shape}, got {array.shape}")
+    if array.dtype != dtype:
+        raise DTypeError(f"out must have type {dtype}, got {array.dtype}")
+    if not array.flags.c_contiguous or not array.flags.writeable:
+        raise ArgumentError("out must be C-contiguous and writable; make one with np.empty")
+    return array

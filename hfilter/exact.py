@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import allocate, as_numpy, to_device, value_type
+from .arrays import Wrap, allocate, to_device, value_type
 from .backend import default_threads, get_backend
 from .checks import check_int, check_seed
-from .errors import ArgumentError, DTypeError, ShapeError
-from .evidence import Evidence, Outputs, check_evidence, kernel_layout
+from .evidence import (
+    Evidence,
+    Outputs,
+    check_evidence,
+    check_levels,
+    check_out,
+    check_roots,
+    kernel_layout,
+)
 from .logspace import infer_logspace
 from .results import Posterior, Sample
 from .runners import Backend
@@ -119,12 +126,12 @@ class TreeModel(TreeStructure):
         start = check_int("start", start, 0, 2**64 - n)
         runner, threads = _runner(backend, num_threads)
         wrap = to_device(device)
-        given = None if roots is None else self._check_roots(roots, n)
+        given = None if roots is None else check_roots(self, roots, n)
         wanted = self.existing_levels if levels else (0, self.depth)
         arrays: list[Array | None] = [None] * (self.depth + 1)
         for d in wanted:
             arrays[d] = (
-                _check_out(out, (n, self.n_leaves), self.token_dtype)
+                check_out(out, (n, self.n_leaves), self.token_dtype)
                 if d == self.depth and out is not None
                 else allocate(
                     f"n = {n} rows of level {d}", (n, self.n_nodes(d)), self.token_dtype,
@@ -196,7 +203,7 @@ class TreeModel(TreeStructure):
         >>> post.root.tolist(), post.leaves[0, 3].tolist()
         ([[0.5, 0.5]], [0.5, 0.5])
         """
-        kept = self._check_levels(levels)
+        kept = check_levels(self, levels)
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
         out, wrap = self._ask(*question, evidence=True, root=True, levels={self.depth, *kept})
         found = {d: wrap(b) for d, b in enumerate(out.beliefs) if b is not None}
@@ -358,36 +365,6 @@ class TreeModel(TreeStructure):
         for target, source in zip(out.arrays(), wider.arrays(), strict=True):
             target[again] = source
 
-    def _check_levels(self, levels: str | Iterable[int] | None) -> tuple[int, ...]:
-        if levels is None:
-            return ()
-        if isinstance(levels, str):
-            if levels != "all":
-                raise ArgumentError(
-                    f'levels must be None, "all" or a list of levels, got {levels!r}'
-                )
-            return self.existing_levels
-        kept = tuple(check_int("levels", d, 0, self.depth) for d in levels)
-        for d in kept:
-            if d not in self.existing_levels:
-                raise ArgumentError(
-                    f"levels: level {d} does not exist at filter_level {self.filter_level}; "
-                    f"those that do are {self.existing_levels}"
-                )
-        return kept
-
-    def _check_roots(self, roots: Any, n: int) -> Array:
-        given, _ = as_numpy("roots", roots)
-        if given.dtype.kind not in "iu":
-            raise DTypeError(f"roots must be integers, got {given.dtype}")
-        if given.shape != (n,):
-            raise ShapeError(f"roots must have shape ({n},), got {given.shape}")
-        if n and (int(given.min()) < 0 or int(given.max()) >= self.n_classes):
-            raise ArgumentError(
-                f"roots must be from 0 to {self.n_classes - 1}, got values from {given.min()} to {given.max()}"
-            )
-        return np.ascontiguousarray(given, np.int32)
-
 
 def _present(x: Array | None) -> Array:
     assert x is not None
@@ -399,14 +376,3 @@ def _runner(backend: str | None, num_threads: int | None) -> tuple[Backend, int]
         default_threads() if num_threads is None else check_int("num_threads", num_threads, 1, 1024)
     )
     return get_backend(backend), threads
-
-
-def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    array, _ = as_numpy("out", out)
-    if array.shape != shape:
-        raise ShapeError(f"out must have shape {shape}, got {array.shape}")
-    if array.dtype != dtype:
-        raise DTypeError(f"out must have type {dtype}, got {array.dtype}")
-    if not array.flags.c_contiguous or not array.flags.writeable:
-        raise ArgumentError("out must be C-contiguous and writable; make one with np.empty")
-    return array
