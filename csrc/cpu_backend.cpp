@@ -108,7 +108,8 @@ template <class P, class Field> void load_fields(const hf_model& m, const hf_inf
         for (int x = 0; x < q; ++x) {
             const V h = out[x];
             out[x] = exp_nonpositive<P>(h);
-            range.danger |= as_mask<P>(out[x] < range.tiny) & as_mask<P>(h > -static_cast<T>(__builtin_inf()));
+            range.watch(out[x]);
+            range.lost |= as_mask<P>(out[x] == 0) & as_mask<P>(h > -static_cast<T>(__builtin_inf()));
         }
     }
 }
@@ -119,11 +120,12 @@ template <class P> void store_rows(typename P::Scalar* out, const Rows& rows, in
         for (int a = 0; a < q; ++a) out[(rows.first + l) * row_size + at + a] = lane<P>(x[a], l);
 }
 
-// Divides by the sum (0/0 = NaN where there is nothing to normalise) and returns the sum.
+// Divides by the sum (NaN where there is nothing to normalise) and returns the sum.
 template <class P> typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
     typename P::V sum = x[0];
     for (int a = 1; a < q; ++a) sum = sum + x[a];
-    for (int a = 0; a < q; ++a) out[a] = x[a] / sum;
+    const typename P::V inverse = typename P::Scalar(1) / sum;
+    for (int a = 0; a < q; ++a) out[a] = x[a] * inverse;
     return sum;
 }
 
@@ -149,9 +151,7 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     const int k = m.filter_level, depth = m.depth;
     const int q0 = m.alphabets[0], q = m.alphabets[depth];
     const int64_t n_leaves = n_nodes(m, depth);
-    Range<P> range;
-    range.tiny = splat<P>(Numbers<T>::tiny(m));
-    range.danger = as_mask<P>(range.tiny > 1); // some rule is below the range of the type
+    Range<P> range(Numbers<T>::tiny(m));
     double shift[P::lanes] = {};
 
     V* leaves = scratch + at.nu[depth];
@@ -175,7 +175,7 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     Star<P> star(m, scratch + at.star);
     if (k > 0) {
         WideNumber<P>* product = star.suffix;
-        const I below = range.danger;
+        const I below = range.danger();
         const I best = star.upward(scratch + at.nu[k], product);
         for (int a = 0; a < q0; ++a) product[a].multiply(splat<P>(prior[a]));
         const I top = align<P>(product, q0, root, range);
@@ -223,7 +223,7 @@ template <class P, int S> void infer_pack(const hf_model& m, const hf_infer_args
     }
 
     range.empty |= as_mask<P>(evidence == 0);
-    const I suspect = range.danger & (as_mask<P>(range.spent > Numbers<T>::slack(m)) | range.empty);
+    const I suspect = range.danger() & (as_mask<P>(range.spent > Numbers<T>::slack(m)) | range.empty);
     for (int l = 0; l < rows.count; ++l) {
         const int64_t row = rows.first + l;
         args.status[row] = lane_int<P>(suspect, l) ? HF_ROW_RANGE : HF_ROW_EXACT;

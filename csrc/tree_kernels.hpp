@@ -146,12 +146,18 @@ template <> struct Numbers<double> {
 // What has happened to the range of a row so far.
 template <class P> struct Range {
     typename P::V tiny;
-    typename P::I danger{}; // mask: some non-zero entry fell below `tiny`
+    typename P::V smallest; // of all non-zero entries of messages so far
+    typename P::I lost{};   // mask: something else rounded to zero
     typename P::I spent{};  // bits of cancellation, summed over levels
     typename P::I worst{};  // most negative exponent of the present level
     typename P::I empty{};  // mask: some message or belief is zero throughout
 
-    HF_INLINE void watch(typename P::V x) { danger |= as_mask<P>(x < tiny) & as_mask<P>(x > 0); }
+    HF_INLINE explicit Range(typename P::Scalar limit)
+        : tiny(splat<P>(limit)), smallest(limit > 1 ? typename P::V{} : splat<P>(2)) {}
+
+    // If the limit is above 1, some rule is below the range of the type: in danger from the start.
+    HF_INLINE typename P::I danger() const { return lost | as_mask<P>(smallest < tiny); }
+    HF_INLINE void watch(typename P::V x) { smallest = smaller(smallest, x > 0 ? x : smallest); }
     HF_INLINE void cancelled(typename P::I e) { worst = smaller(worst, e); }
     HF_INLINE void next_level() {
         spent -= worst;
@@ -174,50 +180,60 @@ template <class P> HF_INLINE typename P::I rescale(typename P::V* x, int q, Rang
     return e;
 }
 
-// nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for the n nodes of a level.
-template <class P, int S> HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n,
-                                                      const typename P::V* below, typename P::V* nu,
-                                                      typename P::I& total, Range<P>& range) {
+// Levels are walked a few neighbouring nodes at a time: what a rule says is read once for all of them.
+constexpr int kNodes = 4;
+
+// nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for U nodes side by side.
+template <class P, int S, int U>
+HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::V* child, typename P::V* nu) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
     const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
     const int qp = level.n_parents, qc = level.n_symbols;
-    for (int64_t i = 0; i < n; ++i) {
-        const V* child = below + i * s * qc;
-        V* out = nu + i * qp;
-        for (int a = 0; a < qp; ++a) {
-            V sum{};
-            for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
-                const int32_t* b = level.children + static_cast<size_t>(rule) * s;
-                V term = prob[rule] * child[b[0]];
-                for (int r = 1; r < s; ++r) term = term * child[r * qc + b[r]];
-                sum = sum + term;
+    for (int a = 0; a < qp; ++a) {
+        V sum[U] = {};
+        for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+            const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+            for (int u = 0; u < U; ++u) {
+                const V* below = child + u * s * qc;
+                V term = prob[rule] * below[b[0]];
+                for (int r = 1; r < s; ++r) term = term * below[r * qc + b[r]];
+                sum[u] = sum[u] + term;
             }
-            out[a] = sum;
         }
-        total += rescale<P>(out, qp, range);
+        for (int u = 0; u < U; ++u) nu[u * qp + a] = sum[u];
     }
+}
+
+template <class P, int S> HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n,
+                                                      const typename P::V* below, typename P::V* nu,
+                                                      typename P::I& total, Range<P>& range) {
+    const int qp = level.n_parents;
+    const int64_t children = int64_t(S > 0 ? S : arity) * level.n_symbols;
+    int64_t i = 0;
+    for (; i + kNodes <= n; i += kNodes) upward_nodes<P, S, kNodes>(level, arity, below + i * children, nu + i * qp);
+    for (; i < n; ++i) upward_nodes<P, S, 1>(level, arity, below + i * children, nu + i * qp);
+    for (i = 0; i < n; ++i) total += rescale<P>(nu + i * qp, qp, range);
     range.next_level();
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r').
-template <class P, int S> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
-                                                        const typename P::V* mu, const typename P::V* nu_below,
-                                                        typename P::V* mu_below, Range<P>& range) {
+template <class P, int S, int U> HF_INLINE void downward_nodes(const hf_level& level, int arity,
+                                                               const typename P::V* mu, const typename P::V* nu_below,
+                                                               typename P::V* mu_below) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
     const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
     const int qp = level.n_parents, qc = level.n_symbols;
     V right[HF_MAX_ARITY + 1]; // products of the siblings to the right
-    for (int64_t i = 0; i < n; ++i) {
-        const V* up = nu_below + i * s * qc;
-        V* out = mu_below + i * s * qc;
-        for (int x = 0; x < s * qc; ++x) out[x] = V{};
-        for (int a = 0; a < qp; ++a) {
-            const V from_parent = mu[i * qp + a];
-            for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
-                const int32_t* b = level.children + static_cast<size_t>(rule) * s;
-                V left = from_parent * prob[rule];
+    for (int x = 0; x < U * s * qc; ++x) mu_below[x] = V{};
+    for (int a = 0; a < qp; ++a) {
+        for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+            const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+            for (int u = 0; u < U; ++u) {
+                const V* up = nu_below + u * s * qc;
+                V* out = mu_below + u * s * qc;
+                V left = mu[u * qp + a] * prob[rule];
                 if constexpr (S == 2) {
                     out[b[0]] = out[b[0]] + left * up[qc + b[1]];
                     out[qc + b[1]] = out[qc + b[1]] + left * up[b[0]];
@@ -232,8 +248,21 @@ template <class P, int S> HF_INLINE void downward_level(const hf_level& level, i
                 }
             }
         }
-        for (int r = 0; r < s; ++r) rescale<P>(out + r * qc, qc, range);
     }
+}
+
+template <class P, int S> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
+                                                        const typename P::V* mu, const typename P::V* nu_below,
+                                                        typename P::V* mu_below, Range<P>& range) {
+    const int s = S > 0 ? S : arity;
+    const int qp = level.n_parents, qc = level.n_symbols;
+    const int64_t children = int64_t(s) * qc;
+    int64_t i = 0;
+    for (; i + kNodes <= n; i += kNodes)
+        downward_nodes<P, S, kNodes>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+    for (; i < n; ++i)
+        downward_nodes<P, S, 1>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+    for (int64_t c = 0; c < n * s; ++c) rescale<P>(mu_below + c * qc, qc, range);
     range.next_level();
 }
 
@@ -271,7 +300,7 @@ template <class P> HF_INLINE typename P::I align(const WideNumber<P>* wide, int 
         const typename P::V aligned = wide[a].value * power_of_two<P>(larger<I>(shift, splat_int<P>(floor_exponent)));
         x[a] = lost != 0 ? typename P::V{} : aligned;
         range.watch(x[a]);
-        range.danger |= lost;
+        range.lost |= lost;
     }
     return top <= lowest ? I{} : top;
 }

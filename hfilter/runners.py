@@ -6,6 +6,7 @@ A runner takes NumPy arrays that `hfilter.exact` has checked and allocated.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import types
 import weakref
@@ -230,10 +231,15 @@ def numba_text() -> dict[str, Any]:
     """The Python text with every function compiled; calls between them stay inside the new namespace."""
     import numba
 
+    # Numba keeps compiled functions by name and file, and would not notice that a callee in another file
+    # has changed: the names carry a digest of the whole text.
+    code = [(f.__code__.co_code, f.__code__.co_consts) for f in TEXT]
+    version = hashlib.sha256(repr(code).encode()).hexdigest()[:12]
     namespace = {**vars(philox), **vars(scaling), **vars(reference)}
     for function in TEXT:
         copy = types.FunctionType(function.__code__, namespace, function.__name__)
         copy.__module__ = function.__module__
+        copy.__qualname__ = f"{function.__name__}_{version}"
         try:
             jit = numba.njit(nogil=True, error_model="numpy", cache=True)
             namespace[function.__name__] = jit(copy)
