@@ -124,8 +124,7 @@ template <class P> void store_rows(typename P::Scalar* out, const Rows& rows, in
 template <class P> typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
     typename P::V sum = x[0];
     for (int a = 1; a < q; ++a) sum = sum + x[a];
-    const typename P::V inverse = typename P::Scalar(1) / sum;
-    for (int a = 0; a < q; ++a) out[a] = x[a] * inverse;
+    for (int a = 0; a < q; ++a) out[a] = x[a] / sum; // not times the inverse: certainty is exactly 1
     return sum;
 }
 

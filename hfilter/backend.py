@@ -51,7 +51,7 @@ def _registry() -> dict[str, Backend | str]:
     if importlib.util.find_spec("numba") is None:
         found["numba"] = "numba is not installed (pip install 'hfilter[numba]')"
     else:
-        found["numba"] = TextBackend("numba", numba_text, 1 << 25, threaded=True)
+        found["numba"] = TextBackend("numba", numba_text, 1 << 23, threaded=True)
     found["python"] = TextBackend("python", lambda: vars(reference), 1 << 15, threaded=False)
     found["cuda"] = "this version of hfilter has no CUDA kernels"
     return found

@@ -82,7 +82,6 @@ def normalise(x: Array, at: int, q: int, out: Array, out_at: int) -> Any:
     total = x[at]
     for a in range(1, q):
         total = total + x[at + a]
-    inverse = x.dtype.type(1) / total
     for a in range(q):
-        out[out_at + a] = x[at + a] * inverse
+        out[out_at + a] = x[at + a] / total  # not times the inverse: certainty is exactly 1
     return total
