@@ -76,7 +76,7 @@ def _torch_as_numpy(name: str, x: Any) -> tuple[Array, Wrap]:
     try:
         return x.numpy(), torch.from_numpy
     except (TypeError, RuntimeError) as error:
-        raise DTypeError(f"{name}: {error}") from error
+        raise DTypeError(f"{name}: {error}; convert it with .float()") from error
 
 
 def to_device(device: Any) -> Wrap:

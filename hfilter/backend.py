@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import platform
+import warnings
 from dataclasses import dataclass
 
 from . import reference
@@ -24,7 +25,7 @@ NAMES = ("avx512", "avx2", "portable", "numba", "python", "cuda")
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One row of `hfilter.backends()`."""
+    """A value of `hfilter.backends()`: whether a backend is here, and if not, why."""
 
     name: str
     available: bool
@@ -78,6 +79,18 @@ def backends() -> dict[str, BackendInfo]:
     }
 
 
+@functools.cache
+def _warn_if_slow(name: str) -> None:
+    """Say once that nobody chose plain Python: it takes a millisecond a sequence."""
+    if name == "python":
+        warnings.warn(
+            f"plain Python serves hfilter here, thousands of times slower than compiled: {not_built}; "
+            "numba would do too; HFILTER_BACKEND=python says this is meant",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def get_backend(name: str | None = None) -> Backend:
     """The backend of that name; by default HFILTER_BACKEND, or else the fastest there is.
 
@@ -99,6 +112,7 @@ def get_backend(name: str | None = None) -> Backend:
         for candidate in wanted:
             entry = registry[candidate]
             if not isinstance(entry, str):
+                _warn_if_slow(candidate)
                 return entry
         raise BackendUnavailable(f"cpu: {registry['portable']}; available: {here}")
     if name not in NAMES:

@@ -149,14 +149,14 @@ def _check_fields(fields: Array, first_row: int) -> None:
         )
 
 
-def check_levels(tree: TreeStructure, levels: str | Iterable[int] | None) -> tuple[int, ...]:
-    """Levels whose beliefs to keep, all of which exist."""
-    if levels is None:
+def check_levels(tree: TreeStructure, levels: Any) -> tuple[int, ...]:
+    """Levels to keep, all of which exist: none, "all" (or True), or those listed."""
+    if levels is None or levels is False:
         return ()
-    if isinstance(levels, str):
-        if levels != "all":
-            raise ArgumentError(f'levels must be None, "all" or a list of levels, got {levels!r}')
+    if levels is True or levels == "all":
         return tree.existing_levels
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise ArgumentError(f'levels must be None, "all" or a list of levels, got {levels!r}')
     kept = tuple(check_int("levels", d, 0, tree.depth) for d in levels)
     for d in kept:
         if d not in tree.existing_levels:

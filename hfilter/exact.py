@@ -79,7 +79,7 @@ class TreeModel(TreeStructure):
         *,
         start: int = 0,
         roots: Any = None,
-        levels: bool = False,
+        levels: str | bool | Iterable[int] | None = None,
         backend: str | None = None,
         num_threads: int | None = None,
         device: Any = None,
@@ -99,8 +99,8 @@ class TreeModel(TreeStructure):
             Index of the first row; ``start + n`` at most 2**64.
         roots : array_like of int, shape (n,), optional
             Root symbols to condition on, instead of draws from the prior.
-        levels : bool
-            Also return the symbols of every level that exists.
+        levels : None, "all" (or True), or list of int
+            Also return the symbols of these levels, as `Sample.levels`.
         backend : str, optional
             One of `hfilter.backends()`, or "cpu".
         num_threads : int, optional
@@ -127,7 +127,8 @@ class TreeModel(TreeStructure):
         runner, threads = _runner(backend, num_threads)
         wrap = to_device(device)
         given = None if roots is None else check_roots(self, roots, n)
-        wanted = self.existing_levels if levels else (0, self.depth)
+        kept = check_levels(self, levels)
+        wanted = sorted({0, self.depth, *kept})
         arrays: list[Array | None] = [None] * (self.depth + 1)
         for d in wanted:
             arrays[d] = (
@@ -146,12 +147,8 @@ class TreeModel(TreeStructure):
                 [None if a is None else a[part] for a in arrays], threads,
             )  # fmt: skip
         leaves = wrap(_present(arrays[self.depth])) if out is None else out
-        kept = (
-            {d: leaves if d == self.depth else wrap(_present(arrays[d])) for d in wanted}
-            if levels
-            else {}
-        )
-        return Sample(wrap(_present(arrays[0])[:, 0]), leaves, kept)
+        found = {d: leaves if d == self.depth else wrap(_present(arrays[d])) for d in kept}
+        return Sample(wrap(_present(arrays[0])[:, 0]), leaves, found)
 
     # ------------------------------------------------------------------------------- inference
 
@@ -162,7 +159,7 @@ class TreeModel(TreeStructure):
         *,
         log_fields: Any = None,
         dtype: Any = "float32",
-        levels: str | Iterable[int] | None = None,
+        levels: str | bool | Iterable[int] | None = None,
         backend: str | None = None,
         num_threads: int | None = None,
     ) -> Posterior:
@@ -179,7 +176,7 @@ class TreeModel(TreeStructure):
             excludes a symbol, any finite size and offset is fine.
         dtype : "float32" or "float64"
             Of messages and beliefs; `log_evidence` is float64 always.
-        levels : None, "all" or list of int
+        levels : None, "all" (or True), or list of int
             Internal levels whose beliefs to keep, for `Posterior.level`.
         backend, num_threads
             As in `sample`.
@@ -187,7 +184,8 @@ class TreeModel(TreeStructure):
         Returns
         -------
         Posterior
-            Arrays of the library the evidence came in.
+            Arrays of the library the evidence came in: NumPy, torch, or any with an array namespace
+            that speaks DLPack; NumPy for a bare DLPack object.
 
         Notes
         -----

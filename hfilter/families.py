@@ -8,6 +8,7 @@ tensors mean is said in `hfilter.grammar`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from .checks import check_float, check_int, check_seed
 from .errors import GrammarError
 from .rules import RuleTable
 
-__all__ = ["broadcast", "dense", "log_normal", "parity", "published", "random_hierarchy"]
+__all__ = ["broadcast", "dense", "log_normal", "parity", "published", "random_hierarchy", "spec"]
 
 _MAX_RULES = 2**27  # 3 GB of packed rules: beyond it a dense family is surely a slip
 _DEAL_ALL = 2**24  # up to here all tuples are shuffled; above, tuples are drawn until distinct
@@ -180,3 +181,13 @@ def parity(arity: int) -> tuple[RuleTable, ...]:
     children = _tuples(np.arange(2**s), 2, s)
     parents = children.sum(axis=1) % 2
     return (RuleTable.from_rules(2, 2, parents, children, np.full(2**s, 2.0 ** (1 - s))),)
+
+
+def spec(family: str, **parameters: Any) -> dict[str, Any]:
+    """Family and parameters as plain values; defaults that were left alone are left out."""
+    plain: dict[str, Any] = {"family": family}
+    for key, value in parameters.items():
+        if value is None or (key == "arity" and value == 2):
+            continue
+        plain[key] = float(value) if key in ("sigma", "concentration", "eigenvalue") else int(value)
+    return plain

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,17 +46,18 @@ class Grammar:
     __slots__ = ("_fingerprint", "is_shared", "spec", "tables")
 
     tables: tuple[RuleTable, ...]
-    spec: dict[str, Any]
+    spec: Mapping[str, Any]
     is_shared: bool
     _fingerprint: str | None
 
     def __init__(
         self, tables: Sequence[RuleTable], spec: dict[str, Any], *, is_shared: bool = True
     ) -> None:
-        self.tables = tuple(tables)
-        self.spec = dict(spec)
-        self.is_shared = is_shared
-        self._fingerprint = None
+        put = object.__setattr__
+        put(self, "tables", tuple(tables))
+        put(self, "spec", MappingProxyType(dict(spec)))
+        put(self, "is_shared", is_shared)
+        put(self, "_fingerprint", None)
         if not self.tables or (is_shared and len(self.tables) != 1):
             raise GrammarError(
                 f"a grammar needs one table for all levels or one per level, got {len(self.tables)}"
@@ -116,7 +118,7 @@ class Grammar:
         tables = families.log_normal(vocab_size, sigma, seed, rules_per_symbol, arity)
         return cls(
             tables,
-            _spec("log_normal", vocab_size=vocab_size, sigma=sigma, seed=seed,
+            families.spec("log_normal", vocab_size=vocab_size, sigma=sigma, seed=seed,
                   rules_per_symbol=rules_per_symbol, arity=arity),
         )  # fmt: skip
 
@@ -146,7 +148,7 @@ class Grammar:
         tables = families.published(vocab_size, sigma, seed, rules_per_symbol)
         return cls(
             tables,
-            _spec("published", vocab_size=vocab_size, sigma=sigma, seed=seed,
+            families.spec("published", vocab_size=vocab_size, sigma=sigma, seed=seed,
                   rules_per_symbol=rules_per_symbol),
         )  # fmt: skip
 
@@ -189,7 +191,7 @@ class Grammar:
         )
         return cls(
             tables,
-            _spec("random_hierarchy", vocab_size=vocab_size, rules_per_symbol=rules_per_symbol,
+            families.spec("random_hierarchy", vocab_size=vocab_size, rules_per_symbol=rules_per_symbol,
                   depth=depth, n_classes=n_classes, arity=arity, seed=seed),
             is_shared=False,
         )  # fmt: skip
@@ -209,7 +211,7 @@ class Grammar:
         tables = families.dense(vocab_size, concentration, seed, arity)
         return cls(
             tables,
-            _spec(
+            families.spec(
                 "dense", vocab_size=vocab_size, concentration=concentration, seed=seed, arity=arity
             ),
         )
@@ -230,13 +232,14 @@ class Grammar:
         """
         tables = families.broadcast(vocab_size, eigenvalue, arity)
         return cls(
-            tables, _spec("broadcast", vocab_size=vocab_size, eigenvalue=eigenvalue, arity=arity)
+            tables,
+            families.spec("broadcast", vocab_size=vocab_size, eigenvalue=eigenvalue, arity=arity),
         )
 
     @classmethod
     def parity(cls, arity: int = 2) -> Grammar:
         """Two symbols; a node is the exclusive or of its children: PARITY of the leaves as a tree."""
-        return cls(families.parity(arity), _spec("parity", arity=arity))
+        return cls(families.parity(arity), families.spec("parity", arity=arity))
 
     @classmethod
     def from_tensor(cls, tensor: Any) -> Grammar:
@@ -334,8 +337,8 @@ class Grammar:
     def fingerprint(self) -> str:
         """SHA-256 of the rules, 16 hexadecimal digits: equal for equal laws, however they were made."""
         if self._fingerprint is None:
-            self._fingerprint = digest(self.tables, self.is_shared)
-        return self._fingerprint
+            object.__setattr__(self, "_fingerprint", digest(self.tables, self.is_shared))
+        return str(self._fingerprint)
 
     def describe(self) -> dict[str, Any]:
         """What an artefact should record: family, parameters, sizes, fingerprint; plain JSON values."""
@@ -355,6 +358,12 @@ class Grammar:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Grammar is immutable: cannot set {name}; make another one")
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (self.tables, dict(self.spec), self.is_shared)
+
     def __repr__(self) -> str:
         return view.summary(self)
 
@@ -371,7 +380,7 @@ class Grammar:
         DataError
             If the file cannot be written; what stood there before is untouched.
         """
-        header = {"spec": self.spec, "shared": self.is_shared}
+        header = {"spec": dict(self.spec), "shared": self.is_shared}
         write_rules(path, header, self.tables)
 
     @classmethod
@@ -390,11 +399,5 @@ class Grammar:
             raise DataError(f"{os.fspath(path)} is damaged: {error}") from error
 
 
-def _spec(family: str, **parameters: Any) -> dict[str, Any]:
-    """Family and parameters as plain values; defaults that were left alone are left out."""
-    plain: dict[str, Any] = {"family": family}
-    for key, value in parameters.items():
-        if value is None or (key == "arity" and value == 2):
-            continue
-        plain[key] = float(value) if key in ("sigma", "concentration", "eigenvalue") else int(value)
-    return plain
+def _rebuild(tables: Sequence[RuleTable], spec: dict[str, Any], is_shared: bool) -> Grammar:
+    return Grammar(tables, spec, is_shared=is_shared)

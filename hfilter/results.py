@@ -10,7 +10,7 @@ from .errors import ArgumentError
 __all__ = ["Posterior", "Sample"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sample:
     """Sampled trees.
 
@@ -26,8 +26,12 @@ class Sample:
     leaves: Any
     levels: dict[int, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        levels = f", levels={sorted(self.levels)}" if self.levels else ""
+        return f"Sample(roots={_shape(self.roots)}, leaves={_shape(self.leaves)}{levels})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """Exact posterior marginals of n rows.
 
@@ -48,11 +52,21 @@ class Posterior:
     leaves: Any
     _levels: dict[int, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        kept = (
+            f"root={_shape(self.root)}, leaves={_shape(self.leaves)}, levels={sorted(self._levels)}"
+        )
+        return f"Posterior(log_evidence={_shape(self.log_evidence)}, {kept})"
+
     def level(self, d: int) -> Any:
         """Beliefs of level `d`, shape (n, arity**d, q_d); internal levels must have been asked for."""
         if d in self._levels:
             return self._levels[d]
         raise ArgumentError(
-            f"beliefs of level {d} were not computed or do not exist; here are levels {sorted(self._levels)}; "
-            'ask with infer(..., levels="all")'
+            f"level {d} is not here: it was not asked for with infer(..., levels=), or it does not exist "
+            f"at this filter level and depth; here are levels {sorted(self._levels)}"
         )
+
+
+def _shape(x: Any) -> str:
+    return f"<{x.dtype} {tuple(x.shape)}>"

@@ -71,7 +71,7 @@ def read_rules(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[RuleT
             raise KeyError("format")
     except (*_NOT_OURS, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{name} is not a grammar written by Grammar.save, or it is damaged ({error})"
+            f"{name} is not a grammar written by Grammar.save, or it is damaged"
         ) from error
     if header.get("version") != _FORMAT_VERSION:
         raise DataError(

@@ -12,6 +12,7 @@ import types
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,10 +30,16 @@ try:
     not_built = ""
 except ImportError as error:
     _cpu = None
-    not_built = (
-        f"module _cpu was not built ({error}); install hfilter where a C++17 compiler is, "
-        "without HFILTER_PURE"
-    )
+    if (Path(__file__).parents[1] / "csrc").is_dir():
+        not_built = (
+            "hfilter was imported from its source tree, where no compiled module lies; start Python in "
+            "another folder, or with -P, to get the installed package"
+        )
+    else:
+        not_built = (
+            f"module _cpu was not built ({error}); install hfilter where a C++17 compiler is, "
+            "without HFILTER_PURE"
+        )
 
 __all__ = [
     "Backend",

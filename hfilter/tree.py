@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import view
 from .checks import check_int
 from .errors import ArgumentError, DTypeError, GrammarError, ShapeError
 from .grammar import Grammar
@@ -93,6 +94,17 @@ class TreeStructure:
                 f"filter_level = {filter_level} needs {star} channel entries, more than {_MAX_STAR}; "
                 "lower the filter level or the alphabets"
             )
+        self._complete = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_complete" in self.__dict__:
+            raise AttributeError(
+                f"a {type(self).__name__} is immutable: cannot set {name}; make another, e.g. with .filtered(k)"
+            )
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.grammar, self.depth, self.filter_level, self.root_prior)
 
     @property
     def existing_levels(self) -> tuple[int, ...]:
@@ -142,6 +154,10 @@ class TreeStructure:
             "stream_version": STREAM_VERSION,
             "fingerprint": self.fingerprint,
         }
+
+    def _repr_html_(self) -> str:
+        shape = f"depth {self.depth}, filter level {self.filter_level}, {self.n_leaves} leaves"
+        return f"<p>{type(self).__name__}: {shape}</p>{view.html(self.grammar)}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.grammar!r}, depth={self.depth}, filter_level={self.filter_level})"

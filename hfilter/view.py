@@ -15,6 +15,7 @@ __all__ = ["html", "summary"]
 
 _MAX_RULES = 12  # per parent; the rest is counted
 _MAX_PARENTS = 16
+_MAX_LEVELS = 3
 
 
 def _title(grammar: Grammar) -> str:
@@ -38,6 +39,10 @@ def summary(grammar: Grammar) -> str:
     return f"{_title(grammar)}: {', '.join(parts)}"
 
 
+def _short(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.0005 else "&lt;.001"
+
+
 def _table_html(table: RuleTable) -> str:
     rows = []
     for a in range(min(table.n_parents, _MAX_PARENTS)):
@@ -50,7 +55,7 @@ def _table_html(table: RuleTable) -> str:
             shade = f"rgba(0, 114, 178, {0.08 + 0.72 * p:.2f})"
             cells.append(
                 f'<td style="background:{shade};text-align:center;padding:2px 8px" '
-                f'title="{a} → {children}: {p:.6g}"><b>{children}</b><br><small>{p:.3f}</small></td>'
+                f'title="{a} → {children}: {p:.6g}"><b>{children}</b><br><small>{_short(p)}</small></td>'
             )
         if end - begin > _MAX_RULES:
             cells.append(f"<td>+{end - begin - _MAX_RULES} more</td>")
@@ -63,8 +68,10 @@ def _table_html(table: RuleTable) -> str:
 def html(grammar: Grammar) -> str:
     """The rules by parent, most likely first, shaded by probability."""
     out = [f"<div><p><code>{_html.escape(summary(grammar))}</code></p>"]
-    for level, table in enumerate(grammar.tables):
+    for level, table in enumerate(grammar.tables[:_MAX_LEVELS]):
         if not grammar.is_shared:
             out.append(f"<p>level {level} → {level + 1}</p>")
         out.append(_table_html(table))
+    if len(grammar.tables) > _MAX_LEVELS:
+        out.append(f"<p>+{len(grammar.tables) - _MAX_LEVELS} more levels</p>")
     return "".join(out) + "</div>"
