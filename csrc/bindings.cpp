@@ -5,6 +5,7 @@
 // here are the last line that keeps a programming error of ours from reading out of bounds.
 #include <pybind11/pybind11.h>
 
+#include <cfenv>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -254,6 +255,24 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
         },
         py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("k0"), py::arg("k1"),
         "One block of Philox4x32-10.");
+    module.def(
+        "ieee_environment",
+        [] {
+            std::fenv_t saved;
+            std::fegetenv(&saved);
+            std::fesetenv(FE_DFL_ENV);
+            return py::bytes(reinterpret_cast<const char*>(&saved), sizeof(saved));
+        },
+        "Sets this thread's floating-point environment to the IEEE default; returns what it was.");
+    module.def(
+        "restore_environment",
+        [](const std::string& saved) {
+            std::fenv_t environment;
+            if (saved.size() != sizeof(environment)) throw std::invalid_argument("saved: not an environment");
+            std::memcpy(&environment, saved.data(), sizeof(environment));
+            std::fesetenv(&environment);
+        },
+        py::arg("saved"), "Restores what ieee_environment returned.");
     py::class_<Model>(module, "Model", "A packed model (hfilter.tree.pack).")
         .def(py::init<const py::dict&>(), py::arg("arrays"));
     module.def("sample", &sample, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("seed"), py::arg("start"),

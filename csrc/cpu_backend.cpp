@@ -94,6 +94,7 @@ template <class P, class Field> void load_fields(const hf_model& m, const hf_inf
     const int64_t n = n_nodes(m, m.depth);
     const int q = m.alphabets[m.depth];
     const Field* fields = static_cast<const Field*>(args.log_fields);
+    const T lowest = T(4) * Format<T>::exp_lowest;
     const Field minus_infinity = -static_cast<Field>(__builtin_inf());
     for (int64_t j = 0; j < n; ++j) {
         V* out = nu + j * q;
@@ -103,7 +104,11 @@ template <class P, class Field> void load_fields(const hf_model& m, const hf_inf
             for (int x = 1; x < q; ++x) top = larger(top, h[x]);
             if (!(top > minus_infinity)) top = 0;
             shift[l] += static_cast<double>(top);
-            for (int x = 0; x < q; ++x) set_lane<P>(out[x], l, static_cast<T>(Wide(h[x]) - Wide(top)));
+            for (int x = 0; x < q; ++x) {
+                // A finite field may be too far below for the type: it must not pass for impossible.
+                const T below = static_cast<T>(Wide(h[x]) - Wide(top));
+                set_lane<P>(out[x], l, h[x] > minus_infinity && !(below > lowest) ? lowest : below);
+            }
         }
         for (int x = 0; x < q; ++x) {
             const V h = out[x];

@@ -34,6 +34,11 @@ def as_numpy(name: str, x: Any) -> tuple[Array, Wrap]:
     BackendUnavailable
         If it lives on a device that no backend here serves.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} is a NumPy masked array, whose mask would be lost; pass its .data, and what is "
+            "hidden as mask="
+        )
     if isinstance(x, np.ndarray):
         return x, _same
     if type(x).__module__.partition(".")[0] == "torch":
@@ -107,7 +112,7 @@ def value_type(dtype: Any) -> np.dtype[Any]:
     name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
     try:
         found = np.dtype(name)
-    except TypeError:
+    except (TypeError, ValueError):
         found = np.dtype(object)
     if found not in (np.dtype(np.float32), np.dtype(np.float64)) or dtype is None:
         raise DTypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+_MAX_FIELD = 1e300  # sums over all leaves stay finite
 
 
 @dataclass
@@ -140,7 +141,14 @@ def _check_shape(name: str, x: Array, row: tuple[int, ...]) -> None:
 def _check_fields(fields: Array, first_row: int) -> None:
     if not fields.size:
         return
-    low, high = fields.min(), fields.max()
+    low, high = float(fields.min()), float(fields.max())
+    if low < -_MAX_FIELD or high > _MAX_FIELD:
+        finite = np.where(np.isfinite(fields), fields, 0)
+        if float(finite.max()) > _MAX_FIELD or float(finite.min()) < -_MAX_FIELD:
+            raise ArgumentError(
+                f"log_fields must be -inf or within ±{_MAX_FIELD:g} nats, got values from "
+                f"{finite.min():g} to {finite.max():g}; subtract from each leaf its largest field"
+            )
     if np.isnan(low) or high == np.inf:
         row, leaf, symbol = (int(i) for i in np.argwhere(np.isnan(fields) | (fields == np.inf))[0])
         raise ArgumentError(
@@ -184,6 +192,8 @@ def check_roots(tree: TreeStructure, roots: Any, n: int) -> Array:
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A caller's array to write into, viewed as NumPy."""
     array, _ = as_numpy("out", out)
+    if not (isinstance(out, np.ndarray) or hasattr(out, "__dlpack__")):
+        raise DTypeError(f"out must be an array that can be written into, got {type(out).__name__}")
     if array.shape != shape:
         raise ShapeError(f"out must have shape {shape}, got {array.shape}")
     if array.dtype != dtype:

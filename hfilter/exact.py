@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .arrays import Wrap, allocate, to_device, value_type
 from .backend import default_threads, get_backend
 from .checks import check_int, check_seed
+from .compiled import ieee
 from .evidence import (
     Evidence,
     Outputs,
@@ -319,6 +320,7 @@ class TreeModel(TreeStructure):
         self._run(evidence, n, kind, out, backend, num_threads)
         return out, wrap
 
+    @ieee()
     def _run(
         self, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs, backend: str | None,
         num_threads: int | None,

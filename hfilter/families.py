@@ -48,9 +48,15 @@ def _distinct_tuples(
     return chosen
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(spread: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of probabilities. `math.exp`, because NumPy's differs in the last bit between processors."""
+    logits = min(spread, 1e6) * draws  # at 1e6 the check below refuses already
     shifted = logits - logits.max(axis=1, keepdims=True)
+    if shifted.min(initial=0.0) < -700.0:
+        raise GrammarError(
+            f"sigma is so large that a rule would have probability exp({shifted.min():.0f}), which rounds "
+            "to zero; lower it"
+        )
     flat = np.fromiter(map(math.exp, shifted.ravel().tolist()), np.float64, shifted.size)
     weights = flat.reshape(logits.shape)
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
@@ -89,7 +95,7 @@ def log_normal(
     rules = _count("log_normal", q, s, rules_per_symbol)
     stream = _stream(check_seed("seed", seed), 1)
     children = _distinct_tuples(stream, q, s, q * rules)
-    weights = _softmax(spread * stream.standard_normal((q, rules)))
+    weights = _softmax(spread, stream.standard_normal((q, rules)))
     parents = np.repeat(np.arange(q), rules)
     return (RuleTable.from_rules(q, q, parents, children, weights.ravel()),)
 
@@ -105,7 +111,7 @@ def published(
     pairs = np.stack(np.divmod(np.arange(q * q), q), axis=1)
     stream.shuffle(pairs)
     kept = pairs.reshape(q, q, 2)[:, :rules]
-    weights = _softmax(spread * stream.randn(q * rules).reshape(q, rules))
+    weights = _softmax(spread, stream.randn(q * rules).reshape(q, rules))
     parents = np.repeat(np.arange(q), rules)
     return (RuleTable.from_rules(q, q, parents, kept.reshape(-1, 2), weights.ravel()),)
 
@@ -165,7 +171,7 @@ def broadcast(vocab_size: int, eigenvalue: float, arity: int) -> tuple[RuleTable
     q = check_int("vocab_size", vocab_size, 2, 65535)
     s = check_int("arity", arity, 2, 32)
     lam = check_float("eigenvalue", eigenvalue, -1.0 / (q - 1), 1.0)
-    _limit("broadcast", q if lam == 1.0 else q ** (s + 1))
+    _limit("broadcast", q ** (s + 1))
     other = max((1.0 - lam) / q, 0.0)
     channel = np.full((q, q), other)
     np.fill_diagonal(channel, max(1.0 - (q - 1) * other, 0.0))

@@ -62,6 +62,8 @@ class Grammar:
             raise GrammarError(
                 f"a grammar needs one table for all levels or one per level, got {len(self.tables)}"
             )
+        if is_shared and self.tables[0].n_parents != self.tables[0].n_symbols:
+            raise GrammarError("one table for all levels needs as many parents as children symbols")
         arity = self.tables[0].arity
         for level, table in enumerate(self.tables):
             if table.arity != arity:

@@ -238,7 +238,10 @@ def load_fields(fields: Array, q: int, nu: Array, at: int, tiny: Any, state: Arr
             top = 0.0
         shift += top
         for x in range(q):
-            h = nu.dtype.type(fields[j * q + x] - top)
+            below = fields[j * q + x] - top
+            if below < 4 * lowest and fields[j * q + x] > -math.inf:
+                below = 4 * lowest  # too far for the type, but it must not pass for impossible
+            h = nu.dtype.type(below)
             nu[at + j * q + x] = 0.0 if h < lowest else math.exp(np.float64(h))
             if nu[at + j * q + x] < tiny and h > -math.inf:
                 state[DANGER] = 1

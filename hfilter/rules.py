@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import ieee
 from .errors import DTypeError, GrammarError, ShapeError
 
 __all__ = ["RuleTable", "digest"]
@@ -40,6 +41,7 @@ class RuleTable:
     probability: NDArray[np.float64]
 
     @classmethod
+    @ieee()
     def from_rules(
         cls,
         n_parents: int,
@@ -64,6 +66,7 @@ class RuleTable:
         return cls(n_parents, n_symbols, *arrays)
 
     @classmethod
+    @ieee()
     def from_tensor(cls, tensor: Any, name: str = "tensor") -> RuleTable:
         """Read a dense transition tensor (q, q', …, q') whose rows sum to 1.
 
@@ -76,6 +79,10 @@ class RuleTable:
             array = np.asarray(tensor)
         except Exception as error:
             raise DTypeError(f"{name} must be an array of probabilities: {error}") from error
+        if isinstance(tensor, np.ma.MaskedArray):
+            raise DTypeError(
+                f"{name} is a NumPy masked array; fill its holes with zeros: .filled(0)"
+            )
         if array.dtype.kind not in "fiu":
             raise DTypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
         if array.ndim < 3:

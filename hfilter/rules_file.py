@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_int
 from .errors import DataError, DTypeError, GrammarError, ShapeError
 from .files import atomic_write
 from .rules import RuleTable
@@ -29,7 +32,12 @@ _NOT_OURS = (
     AttributeError,
     EOFError,
     OSError,
-    NotImplementedError,
+    MemoryError,
+    RuntimeError,  # encrypted archives; RecursionError and NotImplementedError too
+    SyntaxError,
+    tokenize.TokenError,
+    zlib.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -61,15 +69,17 @@ def read_rules(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[RuleT
     try:
         with open(name, "rb") as file:
             content = file.read()
-    except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read {name}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         header = json.loads(bytes(arrays["header"]))
         if header["format"] != _FORMAT:
             raise KeyError("format")
-    except (*_NOT_OURS, zipfile.BadZipFile) as error:
+    except _NOT_OURS as error:
         raise DataError(
             f"{name} is not a grammar written by Grammar.save, or it is damaged"
         ) from error
@@ -96,6 +106,8 @@ def _restore(
     probability: NDArray[Any],
 ) -> RuleTable:
     """A table from arrays that may say anything."""
+    n_parents = check_int("n_parents", n_parents, 1, 65535)
+    n_symbols = check_int("n_symbols", n_symbols, 1, 65535)
     if (
         parents.ndim != 1
         or children.ndim != 2
@@ -115,7 +127,12 @@ def _restore(
     )
     if not inside.all() or not (np.isfinite(probability) & (probability > 0)).all():
         raise GrammarError("a rule has a symbol or a probability out of range")
+    if not 2 <= children.shape[1] <= 32:
+        raise ShapeError(f"rules have {children.shape[1]} children; from 2 to 32 are supported")
     table = RuleTable.from_rules(n_parents, n_symbols, parents, children, probability)
+    rules = np.column_stack([table.parents, table.children])
+    if len(np.unique(rules, axis=0)) != len(parents):
+        raise GrammarError("a rule is there twice")
     sums = (
         np.add.reduceat(table.probability, table.first[:-1])
         if table.n_rules

@@ -7,39 +7,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import types
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import philox, reference, scaling
-from .errors import KernelError
+from .compiled import _cpu, not_built
+from .errors import HFilterError, KernelError
 from .evidence import Evidence, Outputs
 from .flat import FlatModel, flatten
 from .tree import TreeStructure
-
-_cpu: Any
-try:
-    _cpu = importlib.import_module("._cpu", __package__)
-    not_built = ""
-except ImportError as error:
-    _cpu = None
-    if (Path(__file__).parents[1] / "csrc").is_dir():
-        not_built = (
-            "hfilter was imported from its source tree, where no compiled module lies; start Python in "
-            "another folder, or with -P, to get the installed package"
-        )
-    else:
-        not_built = (
-            f"module _cpu was not built ({error}); install hfilter where a C++17 compiler is, "
-            "without HFILTER_PURE"
-        )
 
 __all__ = [
     "Backend",
@@ -91,6 +73,8 @@ class CompiledBackend:
             _cpu.sample(
                 self.name, _compiled_model(tree), n, seed, start, roots, levels, num_threads
             )
+        except HFilterError:  # of packing the model
+            raise
         except (ValueError, RuntimeError) as error:
             raise KernelError(f"{self.name}: {error}; please report this") from error
 
@@ -103,6 +87,8 @@ class CompiledBackend:
                 self.name, _compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
                 dtype.itemsize, out.log_evidence, out.root, out.beliefs, out.leave_one_out, status, num_threads,
             )  # fmt: skip
+        except HFilterError:  # of packing the model
+            raise
         except (ValueError, RuntimeError) as error:
             raise KernelError(f"{self.name}: {error}; please report this") from error
 

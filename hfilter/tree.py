@@ -7,30 +7,51 @@ of the filtered root, thresholds of the range watch.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import view
 from .checks import check_int
+from .compiled import ieee
 from .errors import ArgumentError, DTypeError, GrammarError, ShapeError
 from .grammar import Grammar
 from .rules import RuleTable
 
 __all__ = ["STREAM_VERSION", "TreeStructure"]
 
+T = TypeVar("T")
+
 STREAM_VERSION = 1  # raised if ever the same (model, seed, index) should give another sample
 
 _MAX_LEAVES = 2**26
 _MAX_STAR = 2**27  # channel entries of a filtered root: 1 GB in double precision
+_MAX_PADDED = 2**27  # entries of the sampler's padded rows
 _NEVER = np.uint32(
     0xFFFFFFFF
 )  # a cut point that no word passes (the sampler lowers the largest word by one)
+
+
+class _computed_once(Generic[T]):
+    """`functools.cached_property` without its lock, which before Python 3.12 all models share: a fork
+    or another model's first call must not wait for it. Two threads may compute the same value twice.
+    """
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> T:
+        with ieee():
+            value: T = instance.__dict__.setdefault(self.name, self.function(instance))
+        return value
 
 
 class TreeStructure:
@@ -124,18 +145,27 @@ class TreeStructure:
         ]
         return out
 
-    @functools.cached_property
+    @_computed_once
     def channels(self) -> NDArray[np.float64]:
         """All channels of the filter level, shape (arity**k, q_0, q_k)."""
         current = np.eye(self.alphabets[0])[None]
+        reach = current  # positive where a product of positive probabilities leads
         for level in range(self.filter_level):
             table = self.grammar.table(level)
-            children = [_multiply(current, table.marginal(r)) for r in range(self.arity)]
-            current = np.stack(children, axis=1).reshape(-1, self.alphabets[0], table.n_symbols)
+            laws = [table.marginal(r) for r in range(self.arity)]
+            shape = (-1, self.alphabets[0], table.n_symbols)
+            current = np.stack([_multiply(current, law) for law in laws], axis=1).reshape(shape)
+            steps = [_multiply(reach, np.sign(law)) > 0 for law in laws]
+            reach = np.stack(steps, axis=1).reshape(shape).astype(np.float64)
+        if ((reach > 0) & (current < np.finfo(np.float64).tiny)).any():
+            raise GrammarError(
+                f"at filter_level {self.filter_level} the root determines some symbol with a probability "
+                "below 1e-308, which rounds to zero; raise the smallest rule probabilities"
+            )
         current.flags.writeable = False
         return current
 
-    @functools.cached_property
+    @_computed_once
     def fingerprint(self) -> str:
         """Digest of the law of the leaves: grammar, depth, filter level, root prior."""
         text = f"{self.grammar.fingerprint} {self.depth} {self.filter_level}".encode()
@@ -164,7 +194,7 @@ class TreeStructure:
 
     # --------------------------------------------------------------------------------- packing
 
-    @functools.cached_property
+    @_computed_once
     def packed(self) -> Mapping[str, Any]:
         """The flat arrays of the kernel contract (csrc/hfilter.h: hf_model, hf_level)."""
         k = self.filter_level
@@ -257,6 +287,11 @@ def _pack_table(table: RuleTable) -> dict[str, Any]:
     counts = np.diff(table.first)
     width = int(counts.max())
     place = np.arange(table.n_rules) - np.repeat(table.first[:-1], counts)
+    if table.n_parents << max(width - 1, 0).bit_length() > _MAX_PADDED:
+        raise GrammarError(
+            f"rows of {table.n_parents} parents padded to the longest, {width} rules, exceed {_MAX_PADDED} "
+            "entries; spread the rules more evenly over the parents, or use a smaller alphabet"
+        )
     rows = np.zeros((table.n_parents, width))
     rows[table.parents, place] = table.probability
     cuts, bits = _cut_points(rows)

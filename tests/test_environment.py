@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import hfilter
 from hfilter import Grammar, TreeModel
 from hfilter.errors import DataError
 
@@ -237,3 +241,70 @@ def test_a_long_call_can_be_interrupted(call: str) -> None:
     word, late = done.stdout.split() or ("nothing", "inf")
     assert word == "interrupted", done.stdout + done.stderr
     assert float(late) < 2.0, "one second, and one more for a busy machine"
+
+
+@pytest.mark.skipif(not hfilter.backends()["portable"].available, reason="needs module _cpu")
+def test_a_thread_that_flushes_subnormals_changes_nothing() -> None:
+    """torch.set_flush_denormal holds for the whole thread: grammars, packing and logarithms too."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rare = np.zeros((2, 2, 2))
+    rare[0, 0, 0], rare[0, 1, 1], rare[1, 0, 1] = 1.0, 1e-310, 1.0
+    want = hfilter.TreeModel(hfilter.Grammar.from_tensor(rare), 1).log_prob([[1, 1]])
+    assert np.isfinite(want).all()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        grammar = hfilter.Grammar.from_tensor(rare)
+        got = hfilter.TreeModel(grammar, 1).log_prob([[1, 1]])
+    finally:
+        torch.set_flush_denormal(False)
+    assert grammar.n_rules == 3
+    np.testing.assert_array_equal(got, want)
+
+
+def test_one_models_first_call_waits_for_no_other() -> None:
+    """Packing takes no lock that models share: a fork during it would leave the child waiting."""
+    inside, go = threading.Event(), threading.Event()
+
+    class Slow(TreeModel):
+        @property
+        def channels(self) -> np.ndarray:  # asked for in the midst of packing
+            inside.set()
+            assert go.wait(20)
+            return super().channels
+
+    slow = Slow(Grammar.parity(), 2, 1)
+    thread = threading.Thread(target=lambda: slow.sample(1))
+    other: list[hfilter.Sample] = []
+    second = threading.Thread(target=lambda: other.append(TreeModel(Grammar.parity(), 3).sample(4)))
+    thread.start()
+    assert inside.wait(20)
+    second.start()
+    second.join(10)
+    go.set()
+    thread.join()
+    assert other, "the other model waited"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_finite_fields_never_become_impossible(dtype: str, backend: str) -> None:
+    """A finite field may be too far below its leaf's largest for the type, but it is not -inf."""
+    model = hfilter.TreeModel(hfilter.Grammar.parity(), 1, root_prior=[0, 1])
+    fields = np.zeros((1, 2, 2))
+    fields[0, 0], fields[0, 1] = [0.0, -1e39], [0.0, -np.inf]
+    post = model.infer(log_fields=fields, dtype=dtype, backend=backend)
+    np.testing.assert_allclose(post.log_evidence, -1e39)
+    np.testing.assert_array_equal(post.leaves[0], [[0, 1], [1, 0]])
+
+
+def test_models_copy_and_pickle_but_do_not_change() -> None:
+    model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), 3, 1, [0.1, 0.2, 0.3, 0.4])
+    want = model.sample(5, seed=2).leaves
+    for twin in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.fingerprint == model.fingerprint
+        assert twin.grammar == model.grammar
+        np.testing.assert_array_equal(twin.sample(5, seed=2).leaves, want)
+    with pytest.raises(AttributeError, match="immutable"):
+        model.filter_level = 2
+    with pytest.raises(AttributeError, match="immutable"):
+        model.grammar.spec = {}

@@ -21,11 +21,13 @@ ROOT = Path(hfilter.__file__).parent
 # "hfilter" is the front door itself, open to the rooms above the core only.
 LINES = (
     ("errors", "version"),
+    ("_cpu", "_cuda"),
+    ("compiled",),
     ("checks", "arrays", "files", "philox", "scaling"),
     ("rules",),
     ("families", "view", "rules_file"),
     ("grammar",),
-    ("tree", "_cpu", "_cuda"),
+    ("tree",),
     ("flat", "evidence"),
     ("reference",),
     ("runners",),

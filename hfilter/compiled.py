@@ -1,0 +1,45 @@
+"""The compiled module if it is here, why not if it is not, and the IEEE environment it can set."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ieee", "not_built"]
+
+_cpu: Any
+try:
+    _cpu = importlib.import_module("._cpu", __package__)
+    not_built = ""
+except ImportError as error:
+    _cpu = None
+    if (Path(__file__).parents[1] / "csrc").is_dir():
+        not_built = (
+            "hfilter was imported from its source tree, where no compiled module lies; start Python in "
+            "another folder, or with -P, to get the installed package"
+        )
+    else:
+        not_built = (
+            f"module _cpu was not built ({error}); install hfilter where a C++17 compiler is, "
+            "without HFILTER_PURE"
+        )
+
+
+@contextmanager
+def ieee() -> Iterator[None]:
+    """Run a block, or a function it decorates, with subnormal numbers and rounding as IEEE has them.
+
+    torch can switch a thread to flushing subnormals, and results must not depend on it. Without the
+    compiled module nothing can be switched, and the block runs as it is.
+    """
+    if _cpu is None:
+        yield
+        return
+    saved = _cpu.ieee_environment()
+    try:
+        yield
+    finally:
+        _cpu.restore_environment(saved)
