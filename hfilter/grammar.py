@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -77,8 +78,6 @@ class Grammar:
                 )
             if max(table.n_parents, table.n_symbols) > 65535:
                 raise GrammarError("alphabets hold at most 65535 symbols (tokens are 16 bits)")
-
-    # ------------------------------------------------------------------------------- families
 
     @classmethod
     def log_normal(
@@ -284,8 +283,6 @@ class Grammar:
             )
         return cls((table,), {"family": "tensor"})
 
-    # ------------------------------------------------------------------------------ properties
-
     @property
     def n_levels(self) -> int | None:
         """Number of levels that have rules of their own; None if one table serves any depth."""
@@ -364,15 +361,13 @@ class Grammar:
         raise AttributeError(f"a Grammar is immutable: cannot set {name}; make another one")
 
     def __reduce__(self) -> Any:
-        return _rebuild, (self.tables, dict(self.spec), self.is_shared)
+        return partial(Grammar, is_shared=self.is_shared), (self.tables, dict(self.spec))
 
     def __repr__(self) -> str:
         return view.summary(self)
 
     def _repr_html_(self) -> str:
         return view.html(self)
-
-    # ----------------------------------------------------------------------------------- files
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the grammar to `path` (a NumPy archive without pickles), replacing it atomically.
@@ -399,7 +394,3 @@ class Grammar:
             return cls(tables, dict(header["spec"]), is_shared=bool(header["shared"]))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{os.fspath(path)} is damaged: {error}") from error
-
-
-def _rebuild(tables: Sequence[RuleTable], spec: dict[str, Any], is_shared: bool) -> Grammar:
-    return Grammar(tables, spec, is_shared=is_shared)

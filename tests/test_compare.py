@@ -377,7 +377,37 @@ def test_the_table_counts_the_undefined(forbidding):
     assert not table.root_undefined[:, 2].any()
     assert np.array_equal(np.diag(table.root_undefined), [0, 0, 0])
     assert json.loads(json.dumps(table.as_dict()))["n"] == 300
-    assert "k = 2" in str(table)
+    assert "see root_undefined" in str(table)
+
+
+def test_the_printed_table_says_what_is_what(model):
+    table = exact_accuracies(model, 100, filter_levels=[0, 2])
+    head, _, root, names, *rows = str(table).splitlines()
+    assert "100 sequences" in head
+    assert root.startswith("the root")
+    assert names.split(" | ")[1].strip() == "BP_0"
+    means, errors = table.root, table.root_se
+    for line, k, mean, error in zip(rows, (0, 2), means, errors, strict=False):
+        cells = [f"{m:.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True)]
+        assert line.split(" | ") == [f"k = {k}", *cells]
+    assert rows[3].startswith("one masked leaf")
+    assert rows[5].split(" | ")[1] == f"{table.mlm[0, 0]:.4f} ± {table.mlm_se[0, 0]:.4f}"
+
+
+def test_a_table_is_equal_to_itself_alone(model):
+    table, again = (exact_accuracies(model, 10) for _ in range(2))
+    assert table == table
+    assert table != again
+    assert len({table, again}) == 2
+
+
+def test_roots_say_the_task(model, sample):
+    posterior = model.root_posterior(sample.leaves, dtype="float64")
+    result = compare(model, posterior, sample.leaves, roots=sample.roots)
+    assert result.task == "root"
+    assert str(result).startswith("root: 300 sequences; accuracy 1.0000")
+    leaves = model.leave_one_out(sample.leaves)
+    assert str(compare(model, leaves, sample.leaves)).startswith("mlm: 2400 tokens of 300 sequ")
 
 
 def test_the_table_of_chosen_levels(model):
@@ -410,7 +440,7 @@ def test_the_table_of_chosen_levels(model):
         ({"mask": np.ones((5, 8), bool), "positions": np.zeros(5, int)}, ArgumentError, "not both"),
         ({"positions": np.zeros(4, int)}, ShapeError, "positions"),
         ({"positions": np.full(5, 8)}, ArgumentError, "0 … 7"),
-        ({"roots": np.zeros(5, int)}, ArgumentError, "roots have no use"),
+        ({"roots": np.zeros(5, int), "task": "mlm"}, ArgumentError, "did you mean task"),
         ({"filter_levels": [4]}, ArgumentError, "0 … 3, got"),
         ({"filter_levels": []}, ArgumentError, "filter_levels"),
     ],

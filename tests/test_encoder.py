@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import hfilter  # noqa: E402
 import hfilter.learn.encoder as encoder_module  # noqa: E402
 from hfilter.errors import ArgumentError, DTypeError, ShapeError  # noqa: E402
 from hfilter.learn.encoder import Encoder, EncoderConfig, sinusoidal_positions  # noqa: E402
@@ -203,6 +204,18 @@ def test_token_errors():
         encoder(torch.full((1, 8), -1))
     with pytest.raises(ArgumentError, match=r"0 … 3 .*root"):  # no mask token here
         Encoder(small(readout="root"))(torch.full((1, 8), 4))
+
+
+def test_a_configuration_takes_its_sizes_from_a_model():
+    grammar = hfilter.Grammar.random_hierarchy(5, 3, 3, n_classes=2, seed=1)
+    model = hfilter.TreeModel(grammar, depth=3)
+    config = EncoderConfig.for_model(model, readout="root", d_model=16, n_layers=1)
+    assert (config.vocab_size, config.n_leaves, config.n_outputs) == (5, 8, 2)
+    assert (config.readout, config.d_model, config.n_layers) == ("root", 16, 1)
+    assert Encoder(config)(torch.zeros(3, 8, dtype=torch.int64)).shape == (3, 2)
+    assert EncoderConfig.for_model(model).n_outputs == 5
+    with pytest.raises(ArgumentError, match="n_heads"):
+        EncoderConfig.for_model(model, n_heads=7)
 
 
 def test_docstring_examples_run():

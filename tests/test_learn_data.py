@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import doctest
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,41 @@ import hfilter
 import hfilter.learn.masks as masks_module
 from hfilter.errors import ArgumentError
 from hfilter.learn.masks import HELD_OUT_START, draw_masks
+
+NOT_INSTALLED = """
+import importlib, sys
+sys.modules[sys.argv[1]] = None  # as if it were not installed
+import hfilter.learn.masks, hfilter.analysis.compare  # these need NumPy alone
+try:
+    importlib.import_module("hfilter.learn." + sys.argv[2])
+except ImportError as error:
+    print(type(error).__name__, error.name, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [
+        *(
+            ("torch", module)
+            for module in ("train", "presets", "encoder", "data", "tasks", "checkpoint", "records")
+        ),
+        ("safetensors", "checkpoint"),
+    ],
+)
+def test_a_missing_package_says_what_to_install(package, module):
+    if package == "safetensors":
+        pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-c", NOT_INSTALLED, package, module],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith(f"ModuleNotFoundError {package} ")
+    assert "pip install '.[learn]'" in done.stdout
+
 
 torch = pytest.importorskip("torch")
 
@@ -24,6 +61,15 @@ def model():
 
 def equal(a, b):
     return all(torch.equal(getattr(a, f), getattr(b, f)) for f in vars(a))
+
+
+def test_batches_compare_by_identity():  # their tensors have no single truth value
+    model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=2)
+    batches = FreshBatches(model, 4)
+    one, two = batches.batch(0), batches.batch(0)
+    assert one == one
+    assert one != two
+    assert len({one, two}) == 2
 
 
 # --- masks -----------------------------------------------------------------------------------

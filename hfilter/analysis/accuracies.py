@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BLOCK_VALUES = 2**21  # probabilities held at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # == of arrays is no truth value: equal is identical
 class ExactAccuracies:
     """Accuracies of BP_k' (columns) on data of filter level k (rows), with standard errors.
 
@@ -59,13 +59,25 @@ class ExactAccuracies:
         }
 
     def __str__(self) -> str:
-        lines = ["data   " + "".join(f"{f'BP_{k}':^22}" for k in self.filter_levels)]
-        for i, k in enumerate(self.filter_levels):
-            cells = (
-                f"{self.root[i, j]:.4f}±{self.root_se[i, j]:.4f}" + f" / {self.mlm[i, j]:.4f}"
-                for j in range(len(self.filter_levels))
-            )
-            lines.append(f"k = {k}  " + "".join(f"{cell:^22}" for cell in cells))
+        lines = [
+            f"Accuracy of BP_k' (columns) on data of filter level k (rows), "
+            f"± standard error over {self.n} sequences a row"
+        ]
+        for caption, means, errors in (
+            ("the root, all leaves seen", self.root, self.root_se),
+            ("one masked leaf, all others seen", self.mlm, self.mlm_se),
+        ):
+            lines += ["", f"{caption}:"]
+            names = "".join(f" | {f'BP_{k}':^15}" for k in self.filter_levels)
+            lines.append(f"data {names}".rstrip())
+            for k, row, errors_row in zip(self.filter_levels, means, errors, strict=True):
+                cells = (f"{a:.4f} ± {e:.4f}" for a, e in zip(row, errors_row, strict=True))
+                lines.append(f"k = {k}" + "".join(f" | {cell:^15}" for cell in cells))
+        if self.root_undefined.any() or self.mlm_undefined.any():
+            lines += [
+                "",
+                "evidence impossible under BP_k' is left out: see root_undefined, mlm_undefined",
+            ]
         return "\n".join(lines)
 
 
@@ -118,6 +130,10 @@ def exact_accuracies(
     >>> table = exact_accuracies(model, 1000)
     >>> float(table.root[0, 0]), table.mlm.shape
     (1.0, (3, 3))
+    >>> print("\\n".join(str(table).splitlines()[2:5]))
+    the root, all leaves seen:
+    data  |      BP_0       |      BP_1       |      BP_2
+    k = 0 | 1.0000 ± 0.0000 | 0.8860 ± 0.0101 | 0.6280 ± 0.0153
     """
     levels = tuple(range(model.depth + 1) if filter_levels is None else filter_levels)
     if n < 1:

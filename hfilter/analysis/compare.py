@@ -89,16 +89,18 @@ class Comparison:
         return asdict(self)
 
     def __str__(self) -> str:
+        scored = f"{self.n_tokens} tokens of " if self.task == "mlm" else ""
+        unit = "tokens" if self.task == "mlm" else "sequences"
         head = (
-            f"{self.task}: {self.n_tokens} tokens of {self.n_sequences} sequences; "
+            f"{self.task}: {scored}{self.n_sequences} sequences; "
             f"accuracy {self.accuracy:.4f} ± {self.accuracy_se:.4f}, "
             f"cross-entropy {self.cross_entropy:.4f} ± {self.cross_entropy_se:.4f}"
         )
         if self.undefined_model:
-            head += f" (undefined for {self.undefined_model} tokens)"
+            head += f" (undefined for {self.undefined_model} {unit})"
         lines = [head, "  k  KL(BP_k || model)  agreement  BP_k accuracy  BP_k cross-entropy"]
         for k in self.kl:
-            note = f"  undefined for {self.undefined[k]} tokens" if self.undefined[k] else ""
+            note = f"  undefined for {self.undefined[k]} {unit}" if self.undefined[k] else ""
             lines.append(
                 f"{k:3d}  {self.kl[k]:8.4f} ± {self.kl_se[k]:.4f}  {self.agreement[k]:9.4f}"
                 f"  {self.exact_accuracy[k]:13.4f}  {self.exact_cross_entropy[k]:18.4f}{note}"
@@ -114,7 +116,7 @@ def compare(
     *,
     positions: ArrayLike | None = None,
     roots: ArrayLike | None = None,
-    task: Literal["mlm", "root"] = "mlm",
+    task: Literal["mlm", "root"] | None = None,
     filter_levels: Sequence[int] | None = None,
 ) -> Comparison:
     """Judge probabilities from anywhere against the truth and against every BP_k.
@@ -137,7 +139,7 @@ def compare(
     roots : (n,) integer array
         The true root symbols, for ``"root"``.
     task
-        ``"mlm"`` or ``"root"``.
+        ``"mlm"`` or ``"root"``; unless given, ``"root"`` where ``roots`` are and ``"mlm"`` otherwise.
     filter_levels
         Which k; all of 0 … depth by default.
 
@@ -164,7 +166,15 @@ def compare(
     >>> result = compare(model, exact, sample.leaves)
     >>> result.kl[1], result.agreement[1], result.kl[0] > 0
     (0.0, 1.0, True)
+
+    The root, from the true roots and any (n, n_classes) probabilities:
+
+    >>> guesses = model.root_posterior(sample.leaves, dtype="float64")
+    >>> compare(model, guesses, sample.leaves, roots=sample.roots).accuracy
+    1.0
     """
+    if task is None:
+        task = "mlm" if roots is None else "root"
     if task not in ("mlm", "root"):
         raise ArgumentError(f'task must be "mlm" or "root", got {task!r}')
     judge = _Judge(model, task, filter_levels)
@@ -177,7 +187,9 @@ def compare(
     given = as_probabilities(probabilities, shape)
     if task == "mlm":
         if roots is not None:
-            raise ArgumentError('roots have no use under task="mlm"; leave them out')
+            raise ArgumentError(
+                'roots have no use under task="mlm"; leave them out, or did you mean task="root"?'
+            )
         truth = tokens
     else:
         if roots is None:
@@ -214,7 +226,7 @@ def evaluate(
         Rows ``start … start + n - 1`` of the stream of ``seed``; by default those of the held-out
         sets of training.
     task, filter_levels
-        As in :func:`compare`.
+        As in :func:`compare`; the roots are drawn, so that ``"root"`` must be asked for.
     mask_rate
         See :func:`hfilter.learn.masks.draw_masks`; ``None`` hides one leaf per sequence.
 

@@ -1,7 +1,41 @@
-"""The torch room: data as a function of the step, an encoder, two tasks, a training loop.
+"""Train networks on a model's sequences: fresh batches, an encoder, two tasks, a training loop.
 
-Import from the files: ``hfilter.learn.encoder`` (``Encoder``, ``EncoderConfig``),
-``hfilter.learn.data`` (``FreshBatches``), ``hfilter.learn.tasks`` (``HeldOut``),
-``hfilter.learn.train`` (``train``, ``TrainConfig``, ``load_encoder``) and
-``hfilter.learn.presets``. Needs torch: ``pip install hfilter[learn]``.
+Needs torch and safetensors: ``pip install '.[learn]'``. Only ``hfilter.learn.masks`` (which leaves
+to hide) does without. Import from the files:
+
+- ``learn.train``: ``train`` runs or resumes a training run; ``TrainConfig``, ``TrainResult``,
+  ``load_encoder``, ``read_log`` and ``log_spaced`` belong to it.
+- ``learn.presets``: ``fast_mlm(model)``, settings known to work for masked leaves in a minute.
+- ``learn.encoder``: ``Encoder`` and ``EncoderConfig``; ``EncoderConfig.for_model(model, ...)``
+  takes the sizes from a model, ``Encoder.trace`` names every inner activation.
+- ``learn.data``: ``FreshBatches`` for a loop of your own; batches are functions of (seed, step).
+- ``learn.tasks``: ``HeldOut`` (held-out set with exact answers), ``task_loss``, ``predict``.
+- ``learn.masks``: ``draw_masks``.
+
+The read-out of the encoder decides the task: ``"mlm"`` (masked leaves) or ``"root"``::
+
+    import hfilter
+    from hfilter.learn.encoder import EncoderConfig
+    from hfilter.learn.train import TrainConfig, train
+
+    model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=3)
+    encoder = EncoderConfig.for_model(
+        model, readout="root", d_model=64, n_layers=3, d_feedforward=128, dropout=0.0
+    )
+    config = TrainConfig(steps=1000, batch_size=64, lr=1e-3, schedule="cosine", warmup=100)
+    result = train(model, encoder, config, "runs/root")
+    print(result.history[-1]["accuracy"], result.history[-1]["exact_accuracy"])
+
+``examples/train_root.py`` is this with a printout, ``examples/train_encoder.py`` the other task.
 """
+
+from __future__ import annotations
+
+
+def missing_package(error: ImportError) -> ModuleNotFoundError:
+    """What to raise when a package of the extra ``learn`` cannot be imported: says the remedy."""
+    return ModuleNotFoundError(
+        f"this part of hfilter.learn needs the package {error.name}, which could not be imported "
+        f"({error}); install it with: pip install '.[learn]'",
+        name=error.name,
+    )

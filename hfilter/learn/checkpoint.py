@@ -8,10 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+try:
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save
+    from torch import Tensor, nn
+except ImportError as error:
+    from hfilter.learn import missing_package
+
+    raise missing_package(error) from error
 
 from hfilter.errors import DataError
 from hfilter.files import atomic_write

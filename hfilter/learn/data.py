@@ -12,8 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    from hfilter.learn import missing_package
+
+    raise missing_package(error) from error
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.masks import draw_masks
@@ -30,7 +36,7 @@ _PREFETCH_ROWS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # == of tensors is no truth value: equal is identical
 class Batch:
     """What a task needs for one step.
 

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+except ImportError as error:  # hfilter.learn.missing_package is out of bounds here, see above
+    raise ModuleNotFoundError(
+        f"hfilter.learn.encoder needs torch ({error}); install it with: pip install '.[learn]'",
+        name=error.name,
+    ) from error
 
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 
 _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Sizes(Protocol):
+    """The three numbers of a model that an encoder's shape follows."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def n_leaves(self) -> int: ...
+    @property
+    def n_classes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,23 @@ class EncoderConfig:
                 f"d_model must be even for sinusoidal positions, got {self.d_model}; "
                 'choose positions="learned" or an even d_model'
             )
+
+    @classmethod
+    def for_model(
+        cls, model: Sizes, readout: Literal["mlm", "root"] = "mlm", **options: Any
+    ) -> EncoderConfig:
+        """A configuration with the sizes of a model (its q, L and classes, nothing else of it).
+
+        Examples
+        --------
+        >>> import hfilter
+        >>> model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=3)
+        >>> config = EncoderConfig.for_model(model, readout="root", d_model=64)
+        >>> config.n_leaves, config.n_outputs, config.d_model
+        (8, 4, 64)
+        """
+        sizes = (model.vocab_size, model.n_leaves, model.n_classes)
+        return cls(*sizes, readout=readout, **options)
 
     @property
     def n_embedded(self) -> int:

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+except ImportError as error:
+    from hfilter.learn import missing_package
+
+    raise missing_package(error) from error
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.data import Batch, TaskName, make_batch
