@@ -9,10 +9,12 @@ import typing
 __all__: list[str] = [
     "Model",
     "abi_version",
+    "ieee_environment",
     "infer",
     "instruction_sets",
     "max_arity",
     "philox",
+    "restore_environment",
     "sample",
 ]
 
@@ -21,6 +23,11 @@ class Model:
     A packed model (hfilter.tree.pack).
     """
     def __init__(self, arrays: dict) -> None: ...
+
+def ieee_environment() -> bytes:
+    """
+    Sets this thread's floating-point environment to the IEEE default; returns what it was.
+    """
 
 def infer(
     isa: str,
@@ -56,6 +63,11 @@ def philox(
 ) -> tuple[int, int, int, int]:
     """
     One block of Philox4x32-10.
+    """
+
+def restore_environment(saved: str) -> None:
+    """
+    Restores what ieee_environment returned.
     """
 
 def sample(
