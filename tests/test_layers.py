@@ -41,6 +41,7 @@ LINES = (
     ("analysis", "diffusion"),
     ("experiments",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {room: line for line, rooms in enumerate(LINES) for room in rooms}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -258,7 +258,7 @@ def evaluate(
         if task == "mlm":
             hidden = draw_masks(count, model.n_leaves, seed, first, mask_rate)
             tokens = np.where(hidden, tokens.dtype.type(model.mask_token), tokens)
-        given = as_probabilities(predict(tokens), (count, *judge.row_shape))
+        given = as_probabilities(predict(tokens.copy()), (count, *judge.row_shape))
         truth = sample.leaves if task == "mlm" else sample.roots
         judge.add(given, sample.leaves, hidden, np.asarray(truth))
     return judge.result()

@@ -67,7 +67,7 @@ def read(path: Path, command: str, commands: Sequence[str]) -> dict[str, Any]:
             raise DataError(f"--config {path}: want a file named .json or .toml")
     except FileNotFoundError as error:
         raise DataError(f"--config {path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"--config {path}: cannot be read ({error})") from error

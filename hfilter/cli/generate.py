@@ -13,7 +13,13 @@ import numpy as np
 from hfilter import provenance
 from hfilter.cli.options import Formatter, add_backend, add_model, count, model_from, npy_name
 from hfilter.errors import ArgumentError
-from hfilter.experiments.artefacts import NpyWriter, refuse_existing, sidecar_path, write_json
+from hfilter.experiments.artefacts import (
+    NpyWriter,
+    refuse_existing,
+    refuse_inputs,
+    sidecar_path,
+    write_json,
+)
 from hfilter.experiments.progress import human, progress
 
 __all__ = ["add", "run"]
@@ -71,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         files.append(npy_name(arguments.roots, "--roots"))
         if arguments.roots.resolve() == out.resolve():
             raise ArgumentError(f"--out and --roots are the same file, {out}")
+    refuse_inputs(files, [arguments.config, arguments.grammar])
     for file in files:
         refuse_existing(file, arguments.overwrite)
     model = model_from(arguments)

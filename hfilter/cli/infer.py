@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from hfilter.exact import TreeModel
 from hfilter.experiments.artefacts import (
     NpyWriter,
     read_npy,
+    read_rows,
     refuse_existing,
+    refuse_inputs,
     sidecar_path,
+    warn_of_another_law,
     write_json,
 )
 from hfilter.experiments.progress import human, progress
@@ -113,10 +117,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ArgumentError(f"INPUT and --out are the same file, {out}")
     evidence = read_npy(arguments.input)
     sidecar = sidecar_path(out)
+    refuse_inputs([out, sidecar], [arguments.config, arguments.grammar, arguments.input])
     for file in (out, sidecar):
         refuse_existing(file, arguments.overwrite)
     model = model_from(arguments)
     fields = check_evidence(model, evidence, arguments.input)
+    warning = warn_of_another_law(arguments.input, model.describe())
+    if warning is not None:
+        print(f"hfilter infer: warning: {warning}", file=sys.stderr)
     what, n = arguments.what, len(evidence)
     dtype = "float64" if what == "log-prob" else arguments.dtype
     tail: tuple[int, ...] = {
@@ -135,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress(n, f"infer {what}", " rows", quiet=arguments.quiet) as advance,
     ):
         for first in range(0, n, block):
-            part = evidence[first : first + block]
+            part = read_rows(arguments.input, evidence, first, block)
             result = np.asarray(
                 _answer(model, what, {"log_fields" if fields else "leaves": part}, options)
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from hfilter import STREAM_VERSION, __version__, backends, provenance
 from hfilter.cli.options import Formatter
+from hfilter.errors import HFilterError
 from hfilter.experiments.artefacts import plain
 
 __all__ = ["add", "collect", "run"]
@@ -52,7 +53,10 @@ def _version(package: str) -> str | None:
 
 def collect() -> dict[str, Any]:
     """Return everything the command shows, as plain data."""
-    made = provenance()
+    try:
+        made = provenance()
+    except HFilterError as error:  # a wrong HFILTER_ variable: this page is where one looks it up
+        made = {"backend": f"none: {error}", "num_threads": None}
     return {
         "hfilter": __version__,
         "stream_version": STREAM_VERSION,

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import math
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hfilter.errors import DataError, ShapeError
+from hfilter.errors import ArgumentError, DataError, ShapeError
 from hfilter.files import atomic_write
 
 __all__ = [
@@ -26,8 +27,11 @@ __all__ = [
     "plain",
     "read_json",
     "read_npy",
+    "read_rows",
     "refuse_existing",
+    "refuse_inputs",
     "sidecar_path",
+    "warn_of_another_law",
     "write_bytes",
     "write_csv",
     "write_json",
@@ -212,10 +216,76 @@ def read_npy(path: Path | str) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+        RecursionError,
+        tokenize.TokenError,
+    ) as error:
         remedy = "want a .npy file of numbers as numpy.save writes it, whole and without pickles"
         raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise DataError(f"{path}: an .npz archive; want a single array in .npy")
     return array
+
+
+def read_rows(path: Path | str, mapped: np.ndarray, first: int, n: int) -> np.ndarray:
+    """Rows of an array that :func:`read_npy` mapped, read and not mapped: a file that is cut short
+    meanwhile gives an error, where touching the map would kill the process.
+
+    Raises
+    ------
+    DataError
+        The file has become shorter.
+    """
+    if not isinstance(mapped, np.memmap) or not mapped.flags.c_contiguous:
+        return mapped[first : first + n]
+    row = int(np.prod(mapped.shape[1:], dtype=np.int64))
+    count = row * min(n, len(mapped) - first)
+    offset = mapped.offset + first * row * mapped.dtype.itemsize
+    try:
+        found = np.fromfile(path, mapped.dtype, count, offset=offset)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if len(found) != count:
+        raise DataError(f"{path}: became shorter while it was read; is something writing to it?")
+    return found.reshape(-1, *mapped.shape[1:])
+
+
+def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path | str | None]) -> None:
+    """Refuse to write over a file that the same command reads.
+
+    Raises
+    ------
+    ArgumentError
+        An output is one of the inputs; --overwrite is not meant for that.
+    """
+    read = {Path(path).resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path.resolve() in read:
+            raise ArgumentError(
+                f"{path} would be written over, and this command reads it; rename --out"
+            )
+
+
+def warn_of_another_law(data: Path, described: dict[str, Any]) -> str | None:
+    """What to tell a user whose data file was made by another grammar or depth than the model's.
+
+    A different filter level is a legitimate question and is not told. Files without a readable
+    neighbour that says what made them are taken as they are.
+    """
+    try:
+        made = read_json(sidecar_path(data))["model"]
+        theirs, ours = made["grammar"]["fingerprint"], described["grammar"]["fingerprint"]
+        depths = made["depth"], described["depth"]
+    except (DataError, KeyError, TypeError):
+        return None
+    if theirs == ours and depths[0] == depths[1]:
+        return None
+    return (
+        f"{data} was made by another law (grammar {theirs}, depth {depths[0]}) than the options name "
+        f"(grammar {ours}, depth {depths[1]}); its grammar is described in {sidecar_path(data)}"
+    )

@@ -22,6 +22,7 @@ from hfilter.errors import DataError
 from hfilter.files import atomic_write
 from hfilter.learn.encoder import Encoder, EncoderConfig
 
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _FORMAT = "hfilter-tensors-1"  # the one metadata key: equal contents make equal bytes
 
 
@@ -46,7 +47,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if _FORMAT not in about:
                 raise DataError(f"{path}: not of format {_FORMAT}; was it written by hfilter?")
             names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, json.loads(about[_FORMAT])
+            record = json.loads(about[_FORMAT])
+            if not isinstance(record, dict):
+                raise DataError(f"{path}: its record is no table of names and values")
+            return {name: file.get_tensor(name) for name in names}, record
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         if isinstance(error, DataError):
             raise
@@ -80,7 +84,10 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     tensors, about = read_tensors(file)
     if "encoder" not in about:
         raise DataError(f"{file}: holds no encoder configuration; give an encoder.safetensors")
-    encoder = Encoder(EncoderConfig(**about["encoder"]))
+    try:
+        encoder = Encoder(EncoderConfig(**about["encoder"]))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file}: holds no configuration of an encoder ({error})") from error
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:
@@ -115,8 +122,21 @@ def unpack_state(
     except RuntimeError as error:
         raise DataError(f"checkpoint: weights do not fit the encoder ({error})") from error
     parameters = dict(network.named_parameters())
-    for packed, value in tensors.items():
-        if packed.startswith("moments."):
-            _, key, name = packed.split(".", 2)
-            parameter = parameters[name]
-            optimiser.state[parameter][key] = value.to(parameter.device)
+    moments = {
+        k.removeprefix("moments."): t for k, t in tensors.items() if k.startswith("moments.")
+    }
+    # There is no checkpoint before the first step. The fused kernels trust what they are given.
+    wanted = [f"{key}.{name}" for name in parameters for key in _MOMENTS]
+    if set(moments) != set(wanted):
+        odd = sorted(set(moments) ^ set(wanted))
+        raise DataError(f"checkpoint: moments missing or unknown: {', '.join(odd[:4])}")
+    for packed, value in moments.items():
+        key, name = packed.split(".", 1)
+        parameter = parameters[name]
+        shape = torch.Size() if key == "step" else parameter.shape
+        if value.shape != shape or value.dtype != torch.float32:
+            raise DataError(
+                f"checkpoint: moments.{packed} must be float32 of shape {tuple(shape)}, got "
+                f"{value.dtype} of shape {tuple(value.shape)}"
+            )
+        optimiser.state[parameter][key] = value.to(parameter.device)

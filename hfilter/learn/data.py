@@ -22,7 +22,7 @@ except ImportError as error:
     raise missing_package(error) from error
 
 from hfilter.errors import ArgumentError
-from hfilter.learn.masks import draw_masks
+from hfilter.learn.masks import HELD_OUT_START, draw_masks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -184,6 +184,11 @@ class FreshBatches:
             n_batches = min(n_batches, self.n_batches - number * self.prefetch)
         n = n_batches * self.batch_size
         first = self.start + number * self.prefetch * self.batch_size
+        if self.start < HELD_OUT_START < first + n:
+            raise ArgumentError(
+                f"rows {first} to {first + n} would reach the held-out rows, which begin at 2^48; "
+                "use another seed"
+            )
         sample = self.model.sample(n, seed=self.seed, start=first)
         if self.task == "root":
             return sample, None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +50,23 @@ class Progress:
     def from_numbers(cls, numbers: dict[str, Any]) -> Progress:
         """The inverse of :meth:`numbers`."""
         try:
-            return cls(**numbers)
-        except TypeError as error:
+            state = cls(
+                **{name: type(value)(numbers[name]) for name, value in cls().numbers().items()}
+            )
+            if state.step < 0 or set(numbers) != set(state.numbers()):
+                raise ValueError(f"got {numbers}")
+        except (TypeError, ValueError, KeyError) as error:
             raise DataError(f"checkpoint: not the state of a training run ({error})") from error
+        return state
 
 
-def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> None:
+def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> str:
     """Make the folder this run's: write ``config.json``, or check that the one there says the same.
+
+    Returns
+    -------
+    str
+        A digest of the configuration and the model, which ties checkpoints to their run.
 
     Raises
     ------
@@ -68,6 +80,7 @@ def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> N
         "stream": {"version": STREAM_VERSION},
         **json.loads(json.dumps(settings)),
     }
+    digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:16]
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,13 +102,38 @@ def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> N
                 f"{run} holds a run of another configuration ({'; '.join(differing)}); "
                 "resume with the same one, or choose another folder"
             )
-        return
+        return digest
     for name in ("checkpoint.safetensors", "log.jsonl"):
         if (run / name).exists():
             raise DataError(f"{run} holds {name} but no config.json; choose another folder")
     ours["model"] |= model.describe()
     with atomic_write(path, "w") as file:
         json.dump({**ours, "made_by": provenance()}, file, indent=2)
+    return digest
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold the folder for one training: two at once would mix their logs.
+
+    Raises
+    ------
+    hfilter.errors.DataError
+        If another process, or another call, trains here now.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with open(run / "config.json") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(
+                f"{run}: another run is using this folder; wait, or choose another"
+            ) from error
+        yield
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
