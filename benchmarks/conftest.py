@@ -109,7 +109,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for question in dict.fromkeys(row["question"] for row in rows):
         lines += [
             f"\n### {question}\n",
-            "| contestant | sequences/s (median) | slowest … fastest | hfilter is faster by |",
+            "| contestant | sequences/s (median) | slowest … fastest | hfilter on 1 thread is faster by |",
             "|---|---:|---:|---:|",
         ]
         for row in sorted(

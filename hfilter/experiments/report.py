@@ -86,7 +86,11 @@ def text_summary(record: DemoRecord, colour: bool = False) -> str:
         f"  accuracy      {climb.accuracy[-1]:.4f}   exact       {climb.exact_accuracy[0]:.4f}",
         "  KL(BP_k || encoder)  "
         + "   ".join(f"k={k}: {climb.divergence[-1, k]:.4f}" for k in levels),
-        "  nearest at step      " + "   ".join(f"k={k}: {climb.closest[k]}" for k in levels),
+        "  nearest at step      "
+        + "   ".join(
+            f"k={k}: {climb.closest[k]}" + " (the end)" * bool(climb.closest[k] == climb.steps[-1])
+            for k in levels
+        ),
         "",
         f"{draw.sequences:,} sequences drawn at {human(draw.rate)}/s "
         f"({human(draw.rate * draw.leaves)} leaves/s); everything in {record.seconds:.0f} s",
@@ -162,24 +166,25 @@ def _facts(values: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def _order(climb: Climb) -> str:
-    """Say in words whether the encoder passed the exact laws from short range to long."""
-    closest = [int(step) for step in climb.closest]
-    passed = ", ".join(
-        f"BP<sub>{k}</sub> at step {closest[k]:,}" for k in reversed(range(len(closest)))
-    )
-    if all(late > early for late, early in pairwise(closest)):
-        verdict = (
-            "from short range to long, as the paper found. First it does as if the leaves had "
-            "little to do with each other, then it takes in correlations of growing range"
-        )
-    elif all(late >= early for late, early in pairwise(closest)):
-        verdict = (
-            "from short range to long, as the paper found, though the run ended, or was looked at "
-            "too seldom, before each step could be told apart"
-        )
-    else:
-        verdict = "in this run not strictly from short range to long"
-    return f"The encoder was nearest to {passed}: {verdict}."
+    """Say in words which exact laws the encoder has passed, and whether from short range to long.
+
+    A law that is nearest at the last step has not been passed: the encoder was still approaching it.
+    """
+    closest, last = [int(step) for step in climb.closest], int(climb.steps[-1])
+    levels = list(reversed(range(len(closest))))
+    passed = [k for k in levels if closest[k] < last]
+    ahead = [f"BP<sub>{k}</sub>" for k in levels if closest[k] == last]
+    text = ""
+    if passed:
+        where = ", ".join(f"BP<sub>{k}</sub> at step {closest[k]:,}" for k in passed)
+        text = f"The encoder was nearest to {where}, and then left it behind. "
+    if len(passed) > 1 and all(b > a for a, b in pairwise(closest[k] for k in passed)):
+        text += "This is the order from short range to long, as the paper found. "
+    elif len(passed) > 1:
+        text += "In this run this is not strictly the order from short range to long. "
+    if ahead:
+        text += f"It was still approaching {', '.join(ahead)} when the run ended."
+    return text.strip()
 
 
 def html_page(record: DemoRecord, figures: Mapping[str, str], files: Sequence[str]) -> str:
