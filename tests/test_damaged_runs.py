@@ -102,8 +102,9 @@ def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
-def test_fresh_batches_end_before_the_held_out_rows() -> None:
-    source = FreshBatches(MODEL, 32, start=HELD_OUT_START - 32, prefetch=1)
+@pytest.mark.parametrize("prefetch", [1, 8])
+def test_fresh_batches_end_before_the_held_out_rows(prefetch: int) -> None:
+    source = FreshBatches(MODEL, 32, start=HELD_OUT_START - 32, prefetch=prefetch)
     assert source.batch(0).tokens.shape == (32, 4)
     with pytest.raises(ArgumentError, match="held-out"):
         source.batch(1)
@@ -115,3 +116,12 @@ def test_an_encoder_file_without_configuration(about: dict[str, Any], tmp_path: 
     write_tensors(path, {"w": torch.from_numpy(np.zeros(1))}, about)
     with pytest.raises(DataError, match="configuration"):
         load_encoder(path)
+
+
+def test_a_log_line_that_is_no_record(tmp_path: Path) -> None:
+    settings = config(eval_every=1)
+    stop(tmp_path, settings)
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"kl": {}}\n' + log.read_text())
+    with pytest.raises(DataError, match="step"):
+        train(MODEL, ENCODER, settings, tmp_path, progress=False)

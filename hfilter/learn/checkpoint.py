@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(record, dict):
                 raise DataError(f"{path}: its record is no table of names and values")
             return {name: file.get_tensor(name) for name in names}, record
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, RecursionError, json.JSONDecodeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(

@@ -165,6 +165,12 @@ class FreshBatches:
         if step < 0 or (self.n_batches is not None and step >= self.n_batches):
             bound = "" if self.n_batches is None else f" and below {self.n_batches}"
             raise ArgumentError(f"step must be at least 0{bound}, got {step}")
+        end = self.start + (step + 1) * self.batch_size
+        if self.start < HELD_OUT_START < end:
+            raise ArgumentError(
+                f"batch {step} would reach row {end}, and the held-out rows begin at 2^48; "
+                "use another seed"
+            )
         number, within = divmod(step, self.prefetch)
         chunk = self._chunk
         if chunk is None or chunk[0] != number:
@@ -185,10 +191,7 @@ class FreshBatches:
         n = n_batches * self.batch_size
         first = self.start + number * self.prefetch * self.batch_size
         if self.start < HELD_OUT_START < first + n:
-            raise ArgumentError(
-                f"rows {first} to {first + n} would reach the held-out rows, which begin at 2^48; "
-                "use another seed"
-            )
+            n = (HELD_OUT_START - first) // self.batch_size * self.batch_size  # see `batch`
         sample = self.model.sample(n, seed=self.seed, start=first)
         if self.task == "root":
             return sample, None

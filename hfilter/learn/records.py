@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,6 @@ from hfilter.provenance import provenance
 from hfilter.tree import STREAM_VERSION
 
 if TYPE_CHECKING:
-    import os
-
     from hfilter.exact import TreeModel
     from hfilter.learn.tasks import HeldOut
 
@@ -81,10 +80,6 @@ def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> s
         **json.loads(json.dumps(settings)),
     }
     digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{run}: cannot make this folder ({error})") from error
     path = run / "config.json"
     if path.exists():
         try:
@@ -114,26 +109,33 @@ def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> s
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the folder for one training: two at once would mix their logs.
+    """Make the folder if need be and hold it for one training: two at once would mix their logs.
 
     Raises
     ------
     hfilter.errors.DataError
-        If another process, or another call, trains here now.
+        If it cannot be made, or another process, or another call, trains here now.
     """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{run}: cannot make this folder ({error})") from error
     try:
         import fcntl
     except ImportError:  # no such locks on this system
         yield
         return
-    with open(run / "config.json") as file:
+    folder = os.open(run, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(
                 f"{run}: another run is using this folder; wait, or choose another"
             ) from error
         yield
+    finally:
+        os.close(folder)
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
@@ -158,6 +160,8 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
         try:
             record = json.loads(line)
             record["kl"] = {int(k): value for k, value in record["kl"].items()}
+            if not isinstance(record["step"], int):
+                raise TypeError(f"step is {record['step']!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break

@@ -128,8 +128,8 @@ def train(
     _check_fit(model, encoder_config)
     device = _device(config.device)
     run = Path(folder)
-    made_for = claim(run, model, {"encoder": asdict(encoder_config), "train": asdict(config)})
     with locked(run):
+        made_for = claim(run, model, {"encoder": asdict(encoder_config), "train": asdict(config)})
         return _train(model, encoder_config, config, run, device, made_for, callback, progress)
 
 
