@@ -46,6 +46,7 @@ def fetched(name: str, array: Any) -> NDArray[Any]:
 
 
 def as_probabilities(given: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A model's probabilities in double precision, or an error that says what is wrong with them."""
     array = fetched("probabilities", given)
     if array.dtype.kind not in "fiub":
         raise DTypeError(f"probabilities must be real numbers, got {array.dtype}")
@@ -55,6 +56,7 @@ def as_probabilities(given: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def as_integers(name: str, given: Any) -> NDArray[Any]:
+    """Tokens, roots or positions as an integer array."""
     array = fetched(name, given)
     if array.dtype.kind not in "iu":
         raise DTypeError(f"{name} must be integers, got {array.dtype}")
@@ -62,6 +64,7 @@ def as_integers(name: str, given: Any) -> NDArray[Any]:
 
 
 def as_hidden(model: TreeModel, n: int, mask: Any, positions: Any) -> NDArray[np.bool_] | None:
+    """Which leaves are hidden: from a mask, or from one position per sequence."""
     if mask is not None and positions is not None:
         raise ArgumentError("give mask or positions, not both")
     if positions is not None:
