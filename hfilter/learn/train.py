@@ -185,6 +185,7 @@ def _train(
                 _update(encoder, optimiser, batches, config, state)
                 state.seconds += time.perf_counter() - began
                 if state.step in points:
+                    _check_finite(encoder, state.step)
                     latest = log.record(encoder, config.learning_rate(state.step - 1))
                     bar.set_postfix_str(
                         f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}"
