@@ -19,30 +19,70 @@ constexpr int kLanes64 = HF_VECTOR_BYTES / 8;
 
 // ------------------------------------------------------------------------------------ sampling
 
+// Rows of N lanes of 32-bit words, `n` a row, to memory as tokens: four bytes or two halves of one row make a
+// word, and a transposition of words makes 16 bytes of a row.
+template <int N, class Token>
+void store_tokens(const typename LaneType<uint32_t, N>::type* x, int64_t n, int count, Token* out) {
+    using U = typename LaneType<uint32_t, N>::type;
+    constexpr int per_word = 4 / sizeof(Token);
+    int64_t i = 0;
+    if constexpr (N >= 4) {
+        if (n == 1 && count == N) { // one token a row: the lanes are what memory wants
+            using Tokens = typename LaneType<Token, N>::type;
+            const Tokens narrow = __builtin_convertvector(x[0], Tokens);
+            __builtin_memcpy(out, &narrow, sizeof(narrow));
+            return;
+        }
+        const auto word = [&](int64_t at) {
+            U w = x[at];
+            for (int b = 1; b < per_word; ++b) w |= x[at + b] << (8 * static_cast<int>(sizeof(Token)) * b);
+            return w;
+        };
+        for (; i + 4 * per_word <= n; i += 4 * per_word) {
+            U w[4] = {word(i), word(i + per_word), word(i + 2 * per_word), word(i + 3 * per_word)};
+            transpose<N, 4>(w);
+            for (int l = 0; l < count; ++l)
+                __builtin_memcpy(out + l * n + i, reinterpret_cast<const char*>(&w[l & 3]) + 16 * (l / 4), 16);
+        }
+        for (; i + per_word <= n; i += per_word) {
+            const U w = word(i);
+            for (int l = 0; l < count; ++l) {
+                const uint32_t bytes = w[l];
+                __builtin_memcpy(out + l * n + i, &bytes, 4);
+            }
+        }
+    }
+    for (; i < n; ++i)
+        for (int l = 0; l < count; ++l) out[l * n + i] = static_cast<Token>(element(const_cast<U&>(x[i]), l));
+}
+
 template <int N, class Token>
 void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
     using U = typename LaneType<uint32_t, N>::type;
     U* symbols = static_cast<U*>(scratch);
+    auto* tables = reinterpret_cast<RegisterLevel<N>*>(symbols + n_nodes(m, m.depth));
+    for (int d = m.filter_level; d < m.depth; ++d) tables[d].load(m.levels[d], m.arity);
     for (int64_t row = begin; row < end; row += N) {
         const int count = end - row < N ? static_cast<int>(end - row) : N;
         int32_t roots[N];
         if (args.roots)
             for (int l = 0; l < N; ++l) roots[l] = args.roots[row + (l < count ? l : 0)];
         const auto store = [&](int d, const U* level) {
-            Token* out = static_cast<Token*>(args.levels[d]);
-            if (!out) return;
             const int64_t n = n_nodes(m, d);
-            for (int l = 0; l < count; ++l)
-                for (int64_t i = 0; i < n; ++i)
-                    out[(row + l) * n + i] = static_cast<Token>(element(const_cast<U&>(level[i]), l));
+            if (args.levels[d]) store_tokens<N>(level, n, count, static_cast<Token*>(args.levels[d]) + row * n);
         };
-        sample_tree<N>(m, args.seed, args.start + static_cast<uint64_t>(row), args.roots ? roots : nullptr, symbols,
-                       store);
+        sample_tree<N>(m, tables, args.seed, args.start + static_cast<uint64_t>(row), args.roots ? roots : nullptr,
+                       symbols, store);
     }
 }
 
+template <int N> size_t sample_bytes(const hf_model& m) {
+    return static_cast<size_t>(n_nodes(m, m.depth)) * sizeof(uint32_t) * N +
+           static_cast<size_t>(m.depth) * sizeof(RegisterLevel<N>);
+}
+
 size_t sample_scratch(const hf_model* m, int32_t narrow) {
-    return static_cast<size_t>(n_nodes(*m, m->depth)) * sizeof(uint32_t) * (narrow ? 1 : kLanes32);
+    return narrow ? sample_bytes<1>(*m) : sample_bytes<kLanes32>(*m);
 }
 
 void sample(const hf_model* m, const hf_sample_args* args, int64_t begin, int64_t end, int32_t narrow, void* scratch) {

@@ -7,6 +7,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__SSE2__) && !defined(__CUDACC__)
+#include <immintrin.h> // for the two operations that compilers do not find by themselves
+#endif
 
 #ifndef HF_NAMESPACE
 #error "HF_NAMESPACE names the instruction set this text is compiled for"
@@ -50,6 +53,14 @@ template <class Element, int N> struct LaneType {
 };
 template <class Element> struct LaneType<Element, 1> {
     typedef Element type;
+};
+
+// The integer of a lane, by its bytes.
+template <size_t Bytes> struct LaneIndex {
+    using type = int32_t;
+};
+template <> struct LaneIndex<8> {
+    using type = int64_t;
 };
 
 // The types of a pack of N lanes of T: V values, I integers and masks of the same width.
@@ -135,13 +146,97 @@ HF_INLINE void multiply_wide(uint32_t m, uint32_t x, uint32_t& hi, uint32_t& lo)
     hi = static_cast<uint32_t>(p >> 32);
     lo = static_cast<uint32_t>(p);
 }
+// Of lanes: x86 multiplies every other word, so the even and the odd ones in turn, then blended.
 template <class U> HF_INLINE void multiply_wide(uint32_t m, const U& x, U& hi, U& lo) {
     constexpr int n = sizeof(U) / sizeof(uint32_t);
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (n == 16) {
+        const __m512i factor = _mm512_set1_epi32(static_cast<int>(m)), word = (__m512i)x;
+        const __m512i even = _mm512_maskz_mul_epu32(0xFF, word, factor);
+        const __m512i odd = _mm512_maskz_mul_epu32(0xFF, _mm512_maskz_srli_epi64(0xFF, word, 32), factor);
+        hi = (U)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
+        lo = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
+        return;
+    }
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+    if constexpr (n == 8) {
+        const __m256i factor = _mm256_set1_epi32(static_cast<int>(m)), word = (__m256i)x;
+        const __m256i even = _mm256_mul_epu32(word, factor);
+        const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(word, 32), factor);
+        hi = (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+        lo = (U)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+        return;
+    }
+#endif
+#if defined(__SSE2__) && !defined(__CUDACC__)
+    if constexpr (n == 4) {
+        const __m128i factor = _mm_set1_epi32(static_cast<int>(m)), word = (__m128i)x;
+        const __m128i even = _mm_mul_epu32(word, factor);
+        const __m128i odd = _mm_mul_epu32(_mm_srli_epi64(word, 32), factor);
+        hi = (U)_mm_unpacklo_epi32(_mm_shuffle_epi32(even, 0x0D), _mm_shuffle_epi32(odd, 0x0D));
+        lo = (U)_mm_unpacklo_epi32(_mm_shuffle_epi32(even, 0x08), _mm_shuffle_epi32(odd, 0x08));
+        return;
+    }
+#endif
     for (int l = 0; l < n; ++l) {
         const uint64_t p = static_cast<uint64_t>(m) * x[l];
         hi[l] = static_cast<uint32_t>(p >> 32);
         lo[l] = static_cast<uint32_t>(p);
     }
+}
+
+// A table of up to N * parts words held in registers: a look-up for all lanes without touching memory.
+template <int N> struct RegisterTable {
+    using U = typename LaneType<uint32_t, N>::type;
+    // How many entries this instruction set can look up in a few instructions; none without a permutation.
+    static constexpr int capacity = N == 16 ? 64 : N == 8 ? 16 : 0;
+    static constexpr int parts = capacity ? capacity / N : 1;
+    U part[parts];
+
+    HF_INLINE void load(const uint32_t* entries, int n) {
+        for (int p = 0; p < parts; ++p, entries += N, n -= N) {
+            part[p] = U{};
+            if (n >= N) __builtin_memcpy(&part[p], entries, sizeof(U));
+            else
+                for (int l = 0; l < n; ++l) reinterpret_cast<uint32_t*>(&part[p])[l] = entries[l];
+        }
+    }
+    // `wide`: more than 2 N entries are in use.
+    HF_INLINE U at(U index, bool wide) const {
+        if constexpr (capacity == 0) return index;
+        else {
+            const U low = __builtin_shuffle(part[0], part[1], index);
+            if constexpr (parts == 4)
+                if (wide) return (index & (2 * N)) != 0 ? __builtin_shuffle(part[2], part[3], index) : low;
+            return low;
+        }
+    }
+};
+
+// Transposes B packs in place, within every block of B of their N lanes: x[i] of a block's lane j and x[j] of its
+// lane i change places.
+template <int N, int B, class V> HF_INLINE void transpose(V* x) {
+    using I = typename LaneType<typename LaneIndex<sizeof(V) / N>::type, N>::type;
+    I low{}, high{};
+    for (int l = 0; l < N; ++l) {
+        low[l] = l / B * B + l % B / 2 + (l & 1 ? N : 0);
+        high[l] = low[l] + B / 2;
+    }
+    // A riffle of the packs half of B apart, log2 B times over, is a transposition.
+    V other[B];
+    V *from = x, *to = other;
+    for (int width = B; width > 1; width /= 2) {
+        for (int i = 0; i < B / 2; ++i) {
+            to[2 * i] = __builtin_shuffle(from[i], from[i + B / 2], low);
+            to[2 * i + 1] = __builtin_shuffle(from[i], from[i + B / 2], high);
+        }
+        V* const swap = from;
+        from = to;
+        to = swap;
+    }
+    if (from != x)
+        for (int i = 0; i < B; ++i) x[i] = from[i];
 }
 
 } // namespace HF_NAMESPACE
