@@ -39,7 +39,7 @@ const Entry kEntries[] = {
      }},
 #endif
 #if defined(HF_HAVE_AVX2)
-    {hf_backend_avx2, [] { return static_cast<bool>(__builtin_cpu_supports("avx2")); }},
+    {hf_backend_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {hf_backend_portable, [] { return true; }},
 };

@@ -33,6 +33,7 @@ template <> struct Format<float> {
     static constexpr float round_magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
     static constexpr float ln2_hi = 0.693359375f;
     static constexpr float ln2_lo = -2.12194440e-4f;
+    static constexpr float lowest_normal = 1.17549435e-38f;
     static constexpr float exp_lowest = -87.0f;
     static constexpr int exp_terms = 8;
 };
@@ -44,6 +45,7 @@ template <> struct Format<double> {
     static constexpr double round_magic = 6755399441055744.0; // 1.5 * 2^52
     static constexpr double ln2_hi = 6.93147180369123816490e-01;
     static constexpr double ln2_lo = 1.90821492927058770002e-10;
+    static constexpr double lowest_normal = 2.2250738585072014e-308;
     static constexpr double exp_lowest = -708.0;
     static constexpr int exp_terms = 14;
 };
@@ -89,6 +91,12 @@ template <class P> HF_INLINE void set_lane(typename P::V& v, int l, typename P::
     else v[l] = x;
 }
 
+template <class P> HF_INLINE typename P::Scalar lowest_lane(const typename P::V& v) {
+    typename P::Scalar lowest = lane<P>(v, 0);
+    for (int l = 1; l < P::lanes; ++l) lowest = lane<P>(v, l) < lowest ? lane<P>(v, l) : lowest;
+    return lowest;
+}
+
 template <class P> HF_INLINE typename P::I bits_of(typename P::V v) {
     typename P::I i;
     __builtin_memcpy(&i, &v, sizeof(i));
@@ -109,11 +117,15 @@ template <class P, class M> HF_INLINE typename P::I as_mask(M m) {
     else return m;
 }
 
+// The exponent field of x >= 0: floor(log2 x) plus the bias for normal x, 0 below.
+template <class P> HF_INLINE typename P::I biased_exponent(typename P::V x) {
+    return bits_of<P>(x) >> Format<typename P::Scalar>::mantissa_bits;
+}
+
 // floor(log2 x) for normal x > 0, the lowest exponent for subnormal x, and 0 for x = 0, so that a
 // zero message is left alone.
 template <class P> HF_INLINE typename P::I exponent(typename P::V x) {
-    using F = Format<typename P::Scalar>;
-    const typename P::I e = ((bits_of<P>(x) >> F::mantissa_bits) & F::exponent_mask) - F::bias;
+    const typename P::I e = biased_exponent<P>(x) - Format<typename P::Scalar>::bias;
     return x == 0 ? typename P::I{} : e;
 }
 
@@ -123,21 +135,52 @@ template <class P> HF_INLINE typename P::V power_of_two(typename P::I e) {
     return from_bits<P>((e + F::bias) << F::mantissa_bits);
 }
 
+// a * b + c, rounded once where the instruction set can: for exp, the one function that is not exact anyway.
+template <class P> HF_INLINE typename P::V multiply_add(typename P::V a, typename P::V b, typename P::V c) {
+#if defined(__CUDACC__)
+    return fma(a, b, c);
+#else
+#if defined(__AVX512F__)
+    if constexpr (sizeof(typename P::V) == 64 && sizeof(typename P::Scalar) == 4)
+        return (typename P::V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    else if constexpr (sizeof(typename P::V) == 64)
+        return (typename P::V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+    else
+#endif
+#if defined(__FMA__)
+        if constexpr (sizeof(typename P::V) == 32 && sizeof(typename P::Scalar) == 4)
+        return (typename P::V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    else if constexpr (sizeof(typename P::V) == 32)
+        return (typename P::V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+    else if constexpr (P::lanes == 1 && sizeof(typename P::Scalar) == 4) return __builtin_fmaf(a, b, c);
+    else if constexpr (P::lanes == 1) return __builtin_fma(a, b, c);
+    else
+#endif
+        return a * b + c;
+#endif
+}
+
 // exp(x) for x <= 0 to about one unit in the last place; exactly 0 below the normal range.
 template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
     using T = typename P::Scalar;
     using F = Format<T>;
+    using V = typename P::V;
     constexpr T log2e = T(1.44269504088896340736);
-    const typename P::V low = splat<P>(F::exp_lowest);
-    const typename P::V y = x < low ? low : x;
-    const typename P::V k = (y * log2e + F::round_magic) - F::round_magic;
-    const typename P::V r = (y - k * F::ln2_hi) - k * F::ln2_lo;
-    typename P::V sum = splat<P>(T(1));
-    for (int term = F::exp_terms - 1; term >= 1; --term) sum = sum * r * (T(1) / T(term)) + T(1);
-    typename P::I e;
-    if constexpr (P::lanes == 1) e = static_cast<typename P::Int>(k);
-    else e = __builtin_convertvector(k, typename P::I);
-    return x < low ? typename P::V{} : sum * power_of_two<P>(e);
+    const V low = splat<P>(F::exp_lowest);
+    const V y = larger(x, low);
+    const V rounded = y * log2e + F::round_magic; // an integer, in the last bits of the mantissa
+    const V k = rounded - F::round_magic;
+    const V r = multiply_add<P>(-k, splat<P>(F::ln2_lo), multiply_add<P>(-k, splat<P>(F::ln2_hi), y));
+    // 1/n! from the last term of the series to the first: Horner.
+    T coefficient = T(1);
+    for (int term = 2; term < F::exp_terms; ++term) coefficient /= T(term);
+    V sum = splat<P>(coefficient);
+    for (int term = F::exp_terms - 1; term >= 1; --term) {
+        coefficient *= T(term);
+        sum = multiply_add<P>(sum, r, splat<P>(coefficient));
+    }
+    const typename P::I e = bits_of<P>(rounded) - bits_of<P>(splat<P>(F::round_magic));
+    return x < low ? V{} : sum * power_of_two<P>(e);
 }
 
 // 32 x 32 -> 64 bit products, high and low halves.
@@ -184,6 +227,52 @@ template <class U> HF_INLINE void multiply_wide(uint32_t m, const U& x, U& hi, U
         hi[l] = static_cast<uint32_t>(p >> 32);
         lo[l] = static_cast<uint32_t>(p);
     }
+}
+
+// The natural logarithm of 2^exponent * x for x >= 0, in double precision, to an ulp or two; -inf for 0.
+template <class P>
+HF_INLINE typename LaneType<double, P::lanes>::type log_scaled(typename P::V x, typename P::I exponent) {
+    using D = Pack<double, P::lanes>;
+    using V = typename D::V;
+    V z, power;
+    if constexpr (P::lanes == 1) {
+        z = static_cast<double>(x);
+        power = static_cast<double>(exponent);
+    } else {
+        z = __builtin_convertvector(x, V);
+        power = __builtin_convertvector(exponent, V);
+    }
+    // z = 2^e (1 + f), with 1 + f between sqrt(1/2) and sqrt(2); the factor makes subnormal numbers normal.
+    constexpr double up = 1125899906842624.0; // 2^50
+    constexpr int64_t half_root = 0x3FE6A09E667F3BCD, one = 0x3FF0000000000000, mantissa = 0x000FFFFFFFFFFFFF;
+    const typename D::I shifted = bits_of<D>(z * up) + (one - half_root);
+    const V f = from_bits<D>((shifted & mantissa) + half_root) - 1.0;
+    V e;
+    const typename D::I whole = (shifted >> 52) - (1023 + 50);
+    if constexpr (P::lanes == 1) e = static_cast<double>(whole);
+    else e = __builtin_convertvector(whole, V);
+    // log(1 + f) = 2 artanh(s), s = f / (2 + f): a series in s^2 < 0.03, arranged so that f itself comes in exactly.
+    const V s = f / (f + 2.0), w = s * s;
+    V series{};
+    for (int n = 23; n >= 3; n -= 2) series = series * w + 2.0 / n;
+    const V log = f - s * (f - w * series);
+    return z == 0 ? V{} - __builtin_inf() : (power + e) * 0.693147180559945309417 + log;
+}
+
+// Writes one pack past the caches, to memory that nobody reads soon; `out` must be aligned to the pack.
+template <class V> HF_INLINE void stream_store(void* out, const V& x) {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (sizeof(V) == 64) {
+        _mm512_stream_si512(static_cast<__m512i*>(out), (__m512i)x);
+        return;
+    }
+#endif
+    __builtin_memcpy(out, &x, sizeof(x));
+}
+HF_INLINE void stream_fence() {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    _mm_sfence();
+#endif
 }
 
 // A table of up to N * parts words held in registers: a look-up for all lanes without touching memory.

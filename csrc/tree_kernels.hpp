@@ -194,51 +194,100 @@ template <> struct Numbers<double> {
 
 // What has happened to the range of a row so far.
 template <class P> struct Range {
+    using I = typename P::I;
+    static constexpr typename P::Int bias = Format<typename P::Scalar>::bias;
     typename P::V tiny;
-    typename P::V smallest; // of all non-zero entries of messages so far
-    typename P::I lost{};   // mask: something else rounded to zero
-    typename P::I spent{};  // bits of cancellation, summed over levels
-    typename P::I worst{};  // most negative exponent of the present level
-    typename P::I empty{};  // mask: some message or belief is zero throughout
+    typename P::V smallest;                // of all non-zero entries of messages so far
+    typename P::V least_top = splat<P>(1); // of all maxima and sums: 0 if some message is zero throughout
+    I lost{};                              // mask: something else rounded to zero
+    I spent{};                             // bits of cancellation, summed over levels
+    I worst = splat_int<P>(bias);          // lowest (biased) exponent of the present level
 
     HF_INLINE explicit Range(typename P::Scalar limit)
         : tiny(splat<P>(limit)), smallest(limit > 1 ? typename P::V{} : splat<P>(2)) {}
 
     // If the limit is above 1, some rule is below the range of the type: in danger from the start.
-    HF_INLINE typename P::I danger() const { return lost | as_mask<P>(smallest < tiny); }
+    HF_INLINE I danger() const { return lost | as_mask<P>(smallest < tiny); }
+    HF_INLINE I empty() const { return as_mask<P>(least_top == 0); }
     HF_INLINE void watch(typename P::V x) { smallest = smaller(smallest, x > 0 ? x : smallest); }
-    HF_INLINE void cancelled(typename P::I e) { worst = smaller(worst, e); }
+    // Watches what is known to be >= bound (or 0) without looking at it, if that is enough; false if it is not.
+    HF_INLINE bool harmless(typename P::Scalar bound) const {
+        return bound >= lane<P>(tiny, 0) && lane<P>(tiny, 0) <= 1;
+    }
+    // The largest entry, or the sum, of what is about to be normalised.
+    HF_INLINE I normalising(typename P::V top) {
+        const I e = biased_exponent<P>(top);
+        worst = smaller(worst, e);
+        least_top = smaller(least_top, top);
+        return e;
+    }
+    // The sum that beliefs have been divided by.
+    HF_INLINE void normalised(typename P::V sum) {
+        normalising(sum);
+        constexpr typename P::Scalar lowest_normal = Format<typename P::Scalar>::lowest_normal;
+        lost |= as_mask<P>(sum < splat<P>(lowest_normal)) & as_mask<P>(sum > 0);
+    }
     HF_INLINE void next_level() {
-        spent -= worst;
-        worst = typename P::I{};
+        spent += bias - worst;
+        worst = splat_int<P>(bias);
     }
 };
 
-// Normalises one message of q entries; returns the exponent taken out.
-template <class P> HF_INLINE typename P::I rescale(typename P::V* x, int q, Range<P>& range) {
+// Normalises one message of q entries; returns the biased exponent taken out (of a zero message: anything). `least`
+// goes down to the smallest non-zero entry if Watch.
+template <class P, bool Watch = true>
+HF_INLINE typename P::I rescale(typename P::V* x, int q, Range<P>& range, typename P::V& least) {
     typename P::V top = x[0];
     for (int a = 1; a < q; ++a) top = larger(top, x[a]);
-    const typename P::I e = exponent<P>(top);
-    const typename P::V factor = power_of_two<P>(-e);
+    const typename P::I e = range.normalising(top);
+    const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias - e);
+    typename P::V mine = splat<P>(2); // a chain of its own: the next message need not wait for it
     for (int a = 0; a < q; ++a) {
         x[a] = x[a] * factor;
-        range.watch(x[a]);
+        if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(2));
     }
-    range.cancelled(e);
-    range.empty |= as_mask<P>(top == 0);
+    if constexpr (Watch) least = smaller(least, mine);
     return e;
 }
 
-// Levels are walked a few neighbouring nodes at a time: what a rule says is read once for all of them.
-constexpr int kNodes = 4;
+// Normalises n messages of q entries, and watches over them unless `bound` says that no non-zero entry can be in
+// danger. Returns the sum of the exponents taken out; `bound` becomes that of the level.
+template <class P>
+HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range, typename P::Scalar& bound) {
+    typename P::I total{};
+    typename P::V least = splat<P>(2);
+    if (range.harmless(bound))
+        for (int64_t i = 0; i < n; ++i) total += rescale<P, false>(x + i * q, q, range, least);
+    else {
+        for (int64_t i = 0; i < n; ++i) total += rescale<P, true>(x + i * q, q, range, least);
+        range.smallest = smaller(range.smallest, least);
+        bound = lowest_lane<P>(least);
+    }
+    range.next_level();
+    return total - static_cast<typename P::Int>(n) * Range<P>::bias;
+}
+
+// A bound under the non-zero entries of a message made by the rules of one level from messages with the bounds given,
+// the other one s times: each entry has a term p * one * other^s, and normalising divides by at most 2^(s + 2) * q.
+template <class T> HF_INLINE T next_bound(T smallest_prob, T one, T other, int s, int q) {
+    T bound = smallest_prob * one / static_cast<T>(4 * q);
+    for (int r = 0; r < s; ++r) bound = bound * (other / 2);
+    return bound;
+}
+
+// S and Q are the arity and the size of all alphabets where they are known in advance, or 0.
+
+// Levels are walked a few neighbouring nodes at a time: what a rule says is read once for all of them. Upward the
+// sums stay in registers; downward they do not, and two nodes already fill the pipes.
+constexpr int kNodesUp = 4, kNodesDown = 2;
 
 // nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for U nodes side by side.
-template <class P, int S, int U>
+template <class P, int S, int Q, int U>
 HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::V* child, typename P::V* nu) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
     const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
-    const int qp = level.n_parents, qc = level.n_symbols;
+    const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     for (int a = 0; a < qp; ++a) {
         V sum[U] = {};
         for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
@@ -254,26 +303,26 @@ HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::
     }
 }
 
-template <class P, int S> HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n,
-                                                      const typename P::V* below, typename P::V* nu,
-                                                      typename P::I& total, Range<P>& range) {
-    const int qp = level.n_parents;
-    const int64_t children = int64_t(S > 0 ? S : arity) * level.n_symbols;
+template <class P, int S, int Q>
+HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const typename P::V* below, typename P::V* nu,
+                            typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
+    const int qp = Q > 0 ? Q : level.n_parents;
+    const int64_t children = int64_t(S > 0 ? S : arity) * (Q > 0 ? Q : level.n_symbols);
     int64_t i = 0;
-    for (; i + kNodes <= n; i += kNodes) upward_nodes<P, S, kNodes>(level, arity, below + i * children, nu + i * qp);
-    for (; i < n; ++i) upward_nodes<P, S, 1>(level, arity, below + i * children, nu + i * qp);
-    for (i = 0; i < n; ++i) total += rescale<P>(nu + i * qp, qp, range);
-    range.next_level();
+    for (; i + kNodesUp <= n; i += kNodesUp)
+        upward_nodes<P, S, Q, kNodesUp>(level, arity, below + i * children, nu + i * qp);
+    for (; i < n; ++i) upward_nodes<P, S, Q, 1>(level, arity, below + i * children, nu + i * qp);
+    total += rescale_level<P>(nu, n, qp, range, bound);
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r').
-template <class P, int S, int U> HF_INLINE void downward_nodes(const hf_level& level, int arity,
-                                                               const typename P::V* mu, const typename P::V* nu_below,
-                                                               typename P::V* mu_below) {
+template <class P, int S, int Q, int U>
+HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P::V* mu, const typename P::V* nu_below,
+                              typename P::V* mu_below) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
     const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
-    const int qp = level.n_parents, qc = level.n_symbols;
+    const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     V right[HF_MAX_ARITY + 1]; // products of the siblings to the right
     for (int x = 0; x < U * s * qc; ++x) mu_below[x] = V{};
     for (int a = 0; a < qp; ++a) {
@@ -300,19 +349,20 @@ template <class P, int S, int U> HF_INLINE void downward_nodes(const hf_level& l
     }
 }
 
-template <class P, int S> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
-                                                        const typename P::V* mu, const typename P::V* nu_below,
-                                                        typename P::V* mu_below, Range<P>& range) {
+template <class P, int S, int Q> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
+                                                               const typename P::V* mu, const typename P::V* nu_below,
+                                                               typename P::V* mu_below, Range<P>& range,
+                                                               typename P::Scalar& bound) {
     const int s = S > 0 ? S : arity;
-    const int qp = level.n_parents, qc = level.n_symbols;
+    const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     const int64_t children = int64_t(s) * qc;
     int64_t i = 0;
-    for (; i + kNodes <= n; i += kNodes)
-        downward_nodes<P, S, kNodes>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+    for (; i + kNodesDown <= n; i += kNodesDown)
+        downward_nodes<P, S, Q, kNodesDown>(level, arity, mu + i * qp, nu_below + i * children,
+                                            mu_below + i * children);
     for (; i < n; ++i)
-        downward_nodes<P, S, 1>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
-    for (int64_t c = 0; c < n * s; ++c) rescale<P>(mu_below + c * qc, qc, range);
-    range.next_level();
+        downward_nodes<P, S, Q, 1>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+    rescale_level<P>(mu_below, n * s, qc, range, bound);
 }
 
 // A product of many factors per class, each class with its own exponent: over the arity^k nodes of a
@@ -432,7 +482,7 @@ template <class P> struct Star {
             for (int c = 0; c < qk; ++c) out[c] = V{};
             for (int a = 0; a < q0; ++a)
                 for (int c = 0; c < qk; ++c) out[c] = out[c] + weight[a] * p[a * qk + c];
-            rescale<P>(out, qk, range);
+            rescale<P>(out, qk, range, range.smallest);
         }
         range.next_level();
     }
