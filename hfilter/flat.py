@@ -51,7 +51,7 @@ class FlatModel(NamedTuple):
     children: Any
     probability: Array  # of the value type, as are prior and star
     cuts: Any
-    picks: Any  # arity symbols for every cut point
+    picks: Any  # (arity, cut points): the children's symbols
     prior: Array
     prior_cuts: Any
     prior_bits: int
@@ -97,7 +97,7 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
         alphabets=integers(packed["alphabets"].astype(np.int64)),
         levels=integers(np.array([rows[id(table)] for table in packed["levels"]], np.int64)),
         first=integers(joined["first"]), children=integers(joined["children"]),
-        probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]), picks=integers(joined["picks"]),
+        probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]), picks=integers(joined["picks"].reshape(-1, tree.arity).T),
         prior=packed[f"prior{bits}"].copy(), prior_cuts=integers(packed["prior_cuts"]),
         prior_bits=packed["prior_bits"], star=packed[f"star{bits}"].ravel().copy(),
         star_cuts=integers(packed["star_cuts"].ravel()), star_bits=packed["star_bits"],
@@ -110,11 +110,16 @@ class Symbols(NamedTuple):
 
     node: Array  # (n_leaves, lanes): symbols of one level, in place
     words: Array  # (4, lanes): the block of random words fetched last
+    place: Array  # (lanes,): where in a table
 
 
 def symbols(tree: TreeStructure, lanes: int) -> Symbols:
     """Scratch of sampling for a block of that many rows."""
-    return Symbols(np.zeros((tree.n_leaves, lanes), np.int64), np.zeros((4, lanes), np.uint64))
+    return Symbols(
+        np.zeros((tree.n_leaves, lanes), np.int64),
+        np.zeros((4, lanes), np.int64),
+        np.zeros(lanes, np.int64),
+    )
 
 
 class Lines(NamedTuple):

@@ -275,7 +275,8 @@ def numba_text() -> dict[str, Any]:
         copy.__qualname__ = f"{function.__name__}_{version}"
         entry = function.__name__ in ("sample_rows", "infer_rows")  # what Python calls
         options: Any = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": not entry,
-                   "no_cfunc_wrapper": True}  # fmt: skip
+                   "no_cfunc_wrapper": True,
+                   "forceinline": function.__name__ in ("philox4x32", "exponent")}  # fmt: skip
         try:
             namespace[function.__name__] = numba.njit(cache=entry, **options)(copy)
         except RuntimeError:  # nowhere to keep a cache: compile anew in every process

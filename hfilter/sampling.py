@@ -29,13 +29,29 @@ def fetch_words(first: Any, seed: Any, block: int, purpose: Any, words: Array) -
         words[3, lane] = min(w3, LARGEST_WORD)
 
 
-def choose(cuts: Array, at: int, bits: int, w: Any) -> int:
-    """`at` and how many of the 1 << bits cut points from cuts[at] on are <= the word."""
+def choose(cuts: Array, bits: int, words: Array, word: int, place: Array) -> None:
+    """Add to each place how many of the 1 << bits cut points from cuts[place] on are <= the word.
+
+    All lanes take a step before the next. Which way it goes nobody can predict, so it is not a branch:
+    word - cut, shifted, is 0 where the word is not smaller, and all ones where it is.
+    """
     step = 1 << bits
     while step > 1:
         step >>= 1
-        at += step * (cuts[at + step - 1] <= w)
-    return at
+        for lane in range(len(place)):
+            here = place[lane]
+            place[lane] = here + (step & ~((words[word, lane] - cuts[here + step - 1]) >> 32))
+
+
+def draw_symbol(
+    cuts: Array, at: int, bits: int, words: Array, word: int, node: Array, i: int, place: Array
+) -> None:
+    """Node i's symbol given that of node 0: a row of 1 << bits cut points for each, from cuts[at] on."""
+    for lane in range(len(place)):
+        place[lane] = at + (node[0, lane] << bits)
+    choose(cuts, bits, words, word, place)
+    for lane in range(len(place)):
+        node[i, lane] = place[lane] - at - (node[0, lane] << bits)
 
 
 def store_symbols(node: Array, n: int, first: int, out: Array, column: int) -> None:
@@ -61,17 +77,19 @@ def sample_rows(
     (n, width), level d from column[d] (-1: not wanted).
     """
     s, k, q0 = model.arity, model.filter_level, model.alphabets[0]
-    node, words = at.node, at.words
+    node, words, place = at.node, at.words, at.place
     lanes = node.shape[1]
     for first in range(0, len(out), lanes):
         index = start + np.uint64(first)
         fetch_words(index, seed, 0, PURPOSE_TREE, words)
         held = 0
         for lane in range(lanes):
-            if len(roots):
+            node[0, lane] = 0
+        if len(roots):
+            for lane in range(lanes):
                 node[0, lane] = min(max(roots[min(first + lane, len(roots) - 1)], 0), q0 - 1)
-            else:
-                node[0, lane] = choose(model.prior_cuts, 0, model.prior_bits, words[0, lane])
+        else:
+            draw_symbol(model.prior_cuts, 0, model.prior_bits, words, 0, node, 0, place)
         if len(root):
             store_symbols(node, 1, first, root, 0)
         if k > 0:
@@ -80,11 +98,16 @@ def sample_rows(
                 if held != i >> 2:
                     held = i >> 2
                     fetch_words(index, seed, held, PURPOSE_STAR, words)
-                for lane in range(lanes):
-                    row = (i * q0 + node[0, lane]) << model.star_bits
-                    node[i, lane] = (
-                        choose(model.star_cuts, row, model.star_bits, words[i & 3, lane]) - row
-                    )
+                draw_symbol(
+                    model.star_cuts,
+                    (i * q0) << model.star_bits,
+                    model.star_bits,
+                    words,
+                    i & 3,
+                    node,
+                    i,
+                    place,
+                )
             held = -1
             if column[k] >= 0:
                 store_symbols(node, s**k, first, out, column[k])
@@ -99,9 +122,11 @@ def sample_rows(
                     held = (word + i) >> 2
                     fetch_words(index, seed, held, PURPOSE_TREE, words)
                 for lane in range(lanes):
-                    row = cuts + (node[i, lane] << bits)
-                    pick = s * choose(model.cuts, row, bits, words[(word + i) & 3, lane])
-                    for r in range(s):
-                        node[i * s + r, lane] = model.picks[pick + r]
+                    place[lane] = cuts + (node[i, lane] << bits)
+                choose(model.cuts, bits, words, (word + i) & 3, place)
+                for r in range(s):
+                    picks = model.picks[r]
+                    for lane in range(lanes):
+                        node[i * s + r, lane] = picks[place[lane]]
             if column[d + 1] >= 0:
                 store_symbols(node, nodes * s, first, out, column[d + 1])
