@@ -35,7 +35,7 @@ __all__ = [
 
 Array = NDArray[Any]
 
-_CACHE = 1 << 19  # bytes of scratch that the loops over lanes like
+_CACHE = 1 << 21  # bytes of scratch that a cache holds: long loops over lanes, but not from memory
 _MEMORY = 1 << 26  # bytes of scratch at most, if there is room for one row
 _ROWS = 1024  # rows that several levels' outputs are buffered for
 
