@@ -133,12 +133,12 @@ def numba() -> runners.TextBackend:
 @pytest.mark.parametrize("n", [255, 256, 257, 300, 1023, 1025])
 def test_block_boundaries_are_invisible(n: int, numba: runners.TextBackend) -> None:
     """Blocks of 256 rows, buffers of 1024: any row is the same on its own."""
-    sample = MODEL.sample(n, seed=3, levels="all", backend="numba")
+    sample = MODEL.sample(n, seed=3, levels="all", backend="numba", num_threads=1)
     again = MODEL.sample(n, seed=3, backend="numba")
     np.testing.assert_array_equal(again.leaves, sample.leaves)
     np.testing.assert_array_equal(again.roots, sample.levels[0][:, 0])
     mask = np.random.default_rng(n).random(sample.leaves.shape) < 0.4
-    post = MODEL.infer(sample.leaves, mask, levels="all", backend="numba")
+    post = MODEL.infer(sample.leaves, mask, levels="all", backend="numba", num_threads=1)
     alone = MODEL.infer(sample.leaves, mask, backend="numba")
     np.testing.assert_array_equal(alone.leaves, post.leaves)
     one_out = MODEL.leave_one_out(sample.leaves, mask, backend="numba")
