@@ -217,7 +217,6 @@ def star_root(model: FlatModel, room: Messages, at: Lines) -> None:
     for lane in range(lanes):
         danger = (count[LOST, lane] != 0) | (at.value[SMALLEST, lane] < model.tiny)
         count[MARK, lane] = 1 if danger else 0
-    star_upward(model, room, at)
     for a in range(q0):
         for lane in range(lanes):
             belief[a, lane] = model.prior[a]
@@ -331,6 +330,7 @@ def infer_rows(
         for d in range(depth - 1, k - 1, -1):
             upward_level(model, d, nu, offsets[d + 1], offsets[d], at)
         if k > 0:
+            star_upward(model, room, at)
             star_root(model, room, at)
         else:
             for a in range(q0):
