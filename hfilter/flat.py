@@ -154,14 +154,25 @@ class Messages(NamedTuple):
 def _entries(tree: TreeStructure) -> tuple[int, int, int]:
     """Entries of all existing levels, of the widest one, and of the star's tables."""
     k, classes = tree.filter_level, tree.n_classes
-    sizes = [tree.n_nodes(d) * tree.alphabets[d] for d in range(k, tree.depth + 1)]
-    return sum(sizes), max(*sizes, classes), tree.n_nodes(k) * classes if k else 0
+    sizes = [tree.arity**d * tree.alphabets[d] for d in range(k, tree.depth + 1)]
+    return sum(sizes), max(*sizes, classes), tree.arity**k * classes if k else 0
 
 
 def row_bytes(tree: TreeStructure, dtype: np.dtype[Any]) -> int:
     """Memory of one lane of `messages`, roughly."""
     every, widest, star = _entries(tree)
     return (every + 2 * widest + 3 * star) * dtype.itemsize
+
+
+# By whether the value type is float32. Constants: zero, one, and what an exponential needs (`Format` in
+# csrc/pack.hpp).
+_INTEGER = (np.dtype(np.int64), np.dtype(np.int32))
+_CONSTANTS = (
+    np.array([0, 1, 1.44269504088896340736, 6755399441055744.0, 6.93147180369123816490e-01,
+              1.90821492927058770002e-10, -708, -4 * 708]),
+    np.array([0, 1, 1.44269504088896340736, 12582912.0, 0.693359375, -2.12194440e-4, -87, -4 * 87], np.float32),
+)  # fmt: skip
+_INVERSE = (1 / np.maximum(np.arange(14), 1), (1 / np.maximum(np.arange(8), 1)).astype(np.float32))
 
 
 def messages(
@@ -171,7 +182,7 @@ def messages(
     every, widest, star = _entries(tree)
     classes, q = tree.n_classes, tree.vocab_size
     single = dtype.itemsize == 4
-    integer = np.dtype(np.int32 if single else np.int64)
+    integer = _INTEGER[single]
 
     def new(entries: int, kind: np.dtype[Any] = dtype) -> Array:
         return np.zeros((entries, lanes), kind)
@@ -180,28 +191,10 @@ def messages(
     value = new(star + 3 * classes + 1 if star else 0)
     return Lines(
         value=line, bits=line.view(integer), integer=new(COUNT_LINES, integer),
-        constants=_constants(single), inverse=(1 / np.maximum(np.arange(8 if single else 14), 1)).astype(dtype),
+        constants=_CONSTANTS[single], inverse=_INVERSE[single],
         mantissa=23 if single else 52, bias=127 if single else 1023,
     ), Messages(
         nu=new(every), mu=new(widest), mu_below=new(widest), belief=new(max(tree.alphabets)),
         star=new(star), value=value, value_bits=value.view(integer), power=new(len(value), integer),
         field=new(q + 1, np.result_type(dtype, field_dtype)), shift=new(1, np.dtype(np.float64)),
     )  # fmt: skip
-
-
-def _constants(single: bool) -> Array:
-    """Zero, one, and what an exponential needs (`Format` in csrc/pack.hpp)."""
-    if single:
-        parts = [
-            0,
-            1,
-            1.44269504088896340736,
-            12582912.0,
-            0.693359375,
-            -2.12194440e-4,
-            -87,
-            -4 * 87,
-        ]
-        return np.array(parts, np.float32)
-    ln2 = [6.93147180369123816490e-01, 1.90821492927058770002e-10]
-    return np.array([0, 1, 1.44269504088896340736, 6755399441055744.0, *ln2, -708, -4 * 708])
