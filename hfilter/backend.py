@@ -13,10 +13,17 @@ import platform
 import warnings
 from dataclasses import dataclass
 
-from . import reference
 from .checks import check_int
 from .errors import ArgumentError, BackendUnavailable
-from .runners import Backend, CompiledBackend, TextBackend, instruction_sets, not_built, numba_text
+from .runners import (
+    Backend,
+    CompiledBackend,
+    TextBackend,
+    instruction_sets,
+    not_built,
+    numba_text,
+    plain_text,
+)
 
 __all__ = ["BackendInfo", "backends", "default_threads", "get_backend"]
 
@@ -52,8 +59,8 @@ def _registry() -> dict[str, Backend | str]:
     if importlib.util.find_spec("numba") is None:
         found["numba"] = "numba is not installed (pip install 'hfilter[numba]')"
     else:
-        found["numba"] = TextBackend("numba", numba_text, 1 << 23, threaded=True)
-    found["python"] = TextBackend("python", lambda: vars(reference), 1 << 15, threaded=False)
+        found["numba"] = TextBackend("numba", numba_text, 1 << 23, compiled=True)
+    found["python"] = TextBackend("python", plain_text, 1 << 15, compiled=False)
     found["cuda"] = "this version of hfilter has no CUDA kernels"
     return found
 

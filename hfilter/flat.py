@@ -1,4 +1,6 @@
-"""`FlatModel`: a packed model as the Python text takes it, one array per kind of number."""
+"""What the Python text takes: `FlatModel`, a packed model with one array per kind of number, and the
+scratch of one block of rows, in which a row of the block is a lane: the last axis of every array.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,32 @@ from numpy.typing import NDArray
 
 from .tree import TreeStructure
 
-__all__ = ["BITS", "CUTS", "FIRST", "PARENTS", "PICKS", "RULES", "SYMBOLS", "FlatModel", "flatten"]
+__all__ = [
+    "BITS",
+    "COUNT_LINES",
+    "CUTS",
+    "FIRST",
+    "PARENTS",
+    "RULES",
+    "SYMBOLS",
+    "VALUE_LINES",
+    "FlatModel",
+    "Lines",
+    "Messages",
+    "Symbols",
+    "flatten",
+    "messages",
+    "row_bytes",
+    "symbols",
+]
 
 Array = NDArray[Any]
 
 # Columns of FlatModel.levels, one row per level.
-FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS, PICKS = range(7)
+FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS = range(6)
+VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
+VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
+VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
 
 
 class FlatModel(NamedTuple):
@@ -23,25 +45,28 @@ class FlatModel(NamedTuple):
     arity: int
     depth: int
     filter_level: int
-    alphabets: Array  # (depth + 1,)
-    levels: Array  # (depth, 7): offsets and sizes
-    first: Array
-    children: Array
+    alphabets: Any  # (depth + 1,)
+    levels: Any  # (depth, 6): offsets and sizes
+    first: Any
+    children: Any
     probability: Array  # of the value type, as are prior and star
-    cuts: Array
-    picks: Array
+    cuts: Any
+    picks: Any  # (arity, cut points): the children's symbols
     prior: Array
-    prior_cuts: Array
+    prior_cuts: Any
     prior_bits: int
     star: Array
-    star_cuts: Array
+    star_cuts: Any
     star_bits: int
     tiny: float
     slack: int
 
 
-def flatten(tree: TreeStructure, dtype: np.dtype[Any]) -> FlatModel:
-    """The packed tables end to end, each table once, with their offsets per level."""
+def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> FlatModel:
+    """The packed tables end to end, each table once, with their offsets per level.
+
+    With `lists` the integers are lists, which plain Python reads several times faster than arrays.
+    """
     packed = tree.packed
     bits = 8 * dtype.itemsize
     parts: dict[str, list[Array]] = {
@@ -57,19 +82,119 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any]) -> FlatModel:
         if id(table) not in rows:
             rows[id(table)] = [
                 offsets["first"], offsets[f"prob{bits}"], tree.alphabets[d], tree.alphabets[d + 1], table["cut_bits"],
-                offsets["cuts"], offsets["picks"],
+                offsets["cuts"],
             ]  # fmt: skip
             for key, values in parts.items():
                 values.append(table[key].ravel())
                 offsets[key] += table[key].size
     joined = {key: np.concatenate(values) for key, values in parts.items()}
+
+    def integers(x: Any) -> Any:
+        return x.tolist() if lists else np.ascontiguousarray(x)
+
     return FlatModel(
         arity=tree.arity, depth=tree.depth, filter_level=tree.filter_level,
-        alphabets=packed["alphabets"].astype(np.int64),
-        levels=np.array([rows[id(table)] for table in packed["levels"]], np.int64),
-        first=joined["first"], children=joined["children"], probability=joined[f"prob{bits}"],
-        cuts=joined["cuts"], picks=joined["picks"],
-        prior=packed[f"prior{bits}"], prior_cuts=packed["prior_cuts"], prior_bits=packed["prior_bits"],
-        star=packed[f"star{bits}"].ravel(), star_cuts=packed["star_cuts"].ravel(), star_bits=packed["star_bits"],
+        alphabets=integers(packed["alphabets"].astype(np.int64)),
+        levels=integers(np.array([rows[id(table)] for table in packed["levels"]], np.int64)),
+        first=integers(joined["first"]), children=integers(joined["children"]),
+        probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]),
+        picks=integers(joined["picks"].reshape(-1, tree.arity).T),
+        prior=packed[f"prior{bits}"].copy(), prior_cuts=integers(packed["prior_cuts"]),
+        prior_bits=packed["prior_bits"], star=packed[f"star{bits}"].ravel().copy(),
+        star_cuts=integers(packed["star_cuts"].ravel()), star_bits=packed["star_bits"],
         tiny=packed[f"tiny{bits}"], slack=packed[f"slack{bits}"],
+    )  # fmt: skip
+
+
+class Symbols(NamedTuple):
+    """Scratch of sampling."""
+
+    node: Array  # (n_leaves, lanes): symbols of one level, in place
+    words: Array  # (4, lanes): the block of random words fetched last
+    place: Array  # (lanes,): where in a table
+
+
+def symbols(tree: TreeStructure, lanes: int) -> Symbols:
+    """Scratch of sampling for a block of that many rows."""
+    return Symbols(
+        np.zeros((tree.n_leaves, lanes), np.int64),
+        np.zeros((4, lanes), np.int64),
+        np.zeros(lanes, np.int64),
+    )
+
+
+class Lines(NamedTuple):
+    """Scratch of a line each, (lines, lanes), and the format of the value type; see hfilter.scaling."""
+
+    value: Array  # of the value type
+    bits: Array  # the same memory as integers
+    integer: Array  # integers as wide
+    constants: Array
+    inverse: Array  # 1 / i
+    mantissa: int  # bits of the mantissa
+    bias: int  # of the exponent
+
+
+class Messages(NamedTuple):
+    """Scratch of message passing, (entries, lanes), of the value type unless something else is said."""
+
+    nu: Array  # of all existing levels
+    mu: Array  # as wide as the widest level, as is mu_below
+    mu_below: Array
+    belief: Array  # of one node
+    # The star: per node and class m_i(a), and numbers with an exponent of their own.
+    star: Array  # (nodes * classes, lanes)
+    value: Array  # (nodes * classes + 3 * classes + 1, lanes)
+    value_bits: Array  # the same memory as integers
+    power: Array  # integers as wide
+    field: Array  # (symbols + 1, lanes), of the wider of value and field type
+    shift: Array  # (1, lanes), float64: sum of the largest fields of the leaves
+
+
+def _entries(tree: TreeStructure) -> tuple[int, int, int]:
+    """Entries of all existing levels, of the widest one, and of the star's tables."""
+    k, classes = tree.filter_level, tree.n_classes
+    sizes = [tree.arity**d * tree.alphabets[d] for d in range(k, tree.depth + 1)]
+    return sum(sizes), max(*sizes, classes), tree.arity**k * classes if k else 0
+
+
+def row_bytes(tree: TreeStructure, dtype: np.dtype[Any]) -> int:
+    """Memory of one lane of `messages`, roughly."""
+    every, widest, star = _entries(tree)
+    return (every + 2 * widest + 3 * star) * dtype.itemsize
+
+
+# By whether the value type is float32. Constants: zero, one, and what an exponential needs (`Format` in
+# csrc/pack.hpp).
+_INTEGER = (np.dtype(np.int64), np.dtype(np.int32))
+_CONSTANTS = (
+    np.array([0, 1, 1.44269504088896340736, 6755399441055744.0, 6.93147180369123816490e-01,
+              1.90821492927058770002e-10, -708, -4 * 708]),
+    np.array([0, 1, 1.44269504088896340736, 12582912.0, 0.693359375, -2.12194440e-4, -87, -4 * 87], np.float32),
+)  # fmt: skip
+_INVERSE = (1 / np.maximum(np.arange(14), 1), (1 / np.maximum(np.arange(8), 1)).astype(np.float32))
+
+
+def messages(
+    tree: TreeStructure, dtype: np.dtype[Any], field_dtype: np.dtype[Any], lanes: int
+) -> tuple[Lines, Messages]:
+    """Scratch of message passing for a block of that many rows."""
+    every, widest, star = _entries(tree)
+    classes, q = tree.n_classes, tree.vocab_size
+    single = dtype.itemsize == 4
+    integer = _INTEGER[single]
+
+    def new(entries: int, kind: np.dtype[Any] = dtype) -> Array:
+        return np.zeros((entries, lanes), kind)
+
+    line = new(VALUE_LINES + tree.arity + 1)
+    value = new(star + 3 * classes + 1 if star else 0)
+    return Lines(
+        value=line, bits=line.view(integer), integer=new(COUNT_LINES, integer),
+        constants=_CONSTANTS[single], inverse=_INVERSE[single],
+        mantissa=23 if single else 52, bias=127 if single else 1023,
+    ), Messages(
+        nu=new(every), mu=new(widest), mu_below=new(widest), belief=new(max(tree.alphabets)),
+        star=new(star), value=value, value_bits=value.view(integer), power=new(len(value), integer),
+        field=new(q + 1, np.result_type(dtype, field_dtype)), shift=new(1, np.dtype(np.float64)),
     )  # fmt: skip

@@ -1,10 +1,13 @@
-"""THE Python text: sampling and message passing for one sample at a time, in plain loops.
+"""THE Python text: message passing for one block of samples, in plain loops (sampling: hfilter.sampling).
 
 This is the reading copy of csrc/tree_kernels.hpp, the fallback where nothing is compiled, and, put
 through Numba by `hfilter.backend`, a fast fallback. Both texts round in the same order, so for tokens
 they agree to the last bit; tests hold them to it.
 
-The functions take only arrays and integers (`FlatModel` lists them) and call only each other, which
+A lane is a sample: `lane` is a row of the block, and every innermost loop runs over the lanes, which
+Numba turns into vectors. Read them as one row at a time; plain Python runs them with one lane.
+
+The functions take only arrays and integers (`hfilter.flat` lists them) and call only each other, which
 is what Numba needs. Words: `nu` upward message, `mu` downward message, level 0 the root, k the filter
 level. Every message is normalised to a maximum in [1, 2) by an exact power of two.
 """
@@ -16,330 +19,368 @@ from typing import Any
 
 import numpy as np
 
-from .flat import BITS, CUTS, FIRST, PARENTS, PICKS, RULES, SYMBOLS, FlatModel
-from .philox import HALF, MASK32, philox4x32
+from .flat import FIRST, PARENTS, RULES, SYMBOLS, FlatModel, Lines, Messages
 from .scaling import (
-    DANGER,
-    EMPTY,
+    LEAST,
+    LOST,
+    MARK,
+    ONE,
+    SIDE,
+    SMALLEST,
     SPENT,
-    WORST,
+    TAKEN,
+    TERM,
+    TOO_FAR,
+    TOP,
+    TOTAL,
+    ZERO,
     align,
-    exponent,
+    begin_watch,
+    exp_nonpositive,
     multiply_wide,
     next_level,
     normalise,
     rescale,
+    set_one,
+    take_exponent,
 )
 
-__all__ = ["infer_rows", "philox4x32", "sample_rows"]
+__all__ = ["infer_rows"]
 
 # numpy scalars and arrays of any backend's making: the text is generic in the value type.
 Array = Any
 
-LARGEST_WORD = np.uint64(0xFFFFFFFE)
-PURPOSE_TREE, PURPOSE_STAR = np.uint64(0), np.uint64(1)
+
+# ----------------------------------------------------------------------------- message passing
 
 
-def word(index: Any, seed: Any, t: int, purpose: Any, words: Array, held: Array) -> Any:
-    """Word t of one purpose; `words` keeps the block fetched last, `held` its number."""
-    if held[0] != t >> 2:
-        held[0] = t >> 2
-        block = philox4x32(
-            index & MASK32, index >> HALF, np.uint64(t >> 2), purpose, seed & MASK32, seed >> HALF
-        )
-        words[0], words[1], words[2], words[3] = block
-    return words[t & 3]
-
-
-def choose(cuts: Array, at: int, bits: int, w: Any) -> int:
-    """How many of the 1 << bits cut points from cuts[at] on are <= the word."""
-    w = min(w, LARGEST_WORD)
-    position = 0
-    step = 1 << bits
-    while step > 1:
-        step >>= 1
-        if cuts[at + position + step - 1] <= w:
-            position += step
-    return position
-
-
-def sample_rows(
-    model: FlatModel,
-    seed: Any,
-    start: Any,
-    roots: Array,
-    symbols: Array,
-) -> None:
-    """Fill `symbols` (n, nodes of the existing levels, root first) with rows start … of the stream."""
-    s, k = model.arity, model.filter_level
-    words, held = np.zeros(4, np.uint64), np.zeros(1, np.int64)
-    for i in range(symbols.shape[0]):
-        index = start + np.uint64(i)
-        out = symbols[i]
-        held[0] = -1
-        if len(roots):
-            root = min(max(roots[i], 0), model.alphabets[0] - 1)
-        else:
-            root = choose(
-                model.prior_cuts,
-                0,
-                model.prior_bits,
-                word(index, seed, 0, PURPOSE_TREE, words, held),
-            )
-        out[0] = root
-        here = 0
-        if k > 0:
-            here = 1
-            held[0] = -1
-            for node in range(s**k):
-                w = word(index, seed, node, PURPOSE_STAR, words, held)
-                row = (node * model.alphabets[0] + root) << model.star_bits
-                out[here + node] = choose(model.star_cuts, row, model.star_bits, w)
-            held[0] = -1
-        for d in range(k, model.depth):
-            level = model.levels[d]
-            nodes = s**d
-            below = here + nodes
-            heap = (nodes - 1) // (s - 1)
-            for node in range(nodes):
-                parent = np.int64(out[here + node])
-                w = word(index, seed, 1 + heap + node, PURPOSE_TREE, words, held)
-                row = parent << level[BITS]
-                rule = choose(model.cuts, level[CUTS] + row, level[BITS], w)
-                pick = level[PICKS] + (row + rule) * s
-                for r in range(s):
-                    out[below + node * s + r] = model.picks[pick + r]
-            here = below
-
-
-def upward_level(model: FlatModel, d: int, nu: Array, below: int, at: int, state: Array) -> int:
+def upward_level(model: FlatModel, d: int, nu: Array, below: int, out: int, at: Lines) -> None:
     """nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for the nodes of level d."""
-    s = model.arity
+    s, value, count = model.arity, at.value, at.integer
     level = model.levels[d]
     qp, qc = level[PARENTS], level[SYMBOLS]
-    total = 0
+    lanes = nu.shape[1]
     for i in range(s**d):
         child = below + i * s * qc
         for a in range(qp):
-            acc = model.prior.dtype.type(0)
+            row = out + i * qp + a
+            for lane in range(lanes):
+                nu[row, lane] = 0.0
             for rule in range(model.first[level[FIRST] + a], model.first[level[FIRST] + a + 1]):
                 b = (level[RULES] + rule) * s
-                term = model.probability[level[RULES] + rule] * nu[child + model.children[b]]
-                for r in range(1, s):
-                    term = term * nu[child + r * qc + model.children[b + r]]
-                acc = acc + term
-            nu[at + i * qp + a] = acc
-        total += rescale(nu, at + i * qp, qp, model.tiny, state)
-    next_level(state)
-    return total
+                p = model.probability[level[RULES] + rule]
+                x, y = child + model.children[b], child + qc + model.children[b + 1]
+                if s == 2:
+                    for lane in range(lanes):
+                        nu[row, lane] = nu[row, lane] + p * nu[x, lane] * nu[y, lane]
+                    continue
+                for lane in range(lanes):
+                    value[TERM, lane] = p * nu[x, lane] * nu[y, lane]
+                for r in range(2, s):
+                    y = child + r * qc + model.children[b + r]
+                    for lane in range(lanes):
+                        value[TERM, lane] = value[TERM, lane] * nu[y, lane]
+                for lane in range(lanes):
+                    nu[row, lane] = nu[row, lane] + value[TERM, lane]
+        rescale(nu, out + i * qp, qp, at)
+        for lane in range(lanes):
+            count[TOTAL, lane] = count[TOTAL, lane] + count[TAKEN, lane]
+    next_level(count)
 
 
 def downward_level(
-    model: FlatModel, d: int, mu: Array, nu: Array, below: int, mu_below: Array, state: Array
+    model: FlatModel, d: int, mu: Array, nu: Array, below: int, mu_below: Array, at: Lines
 ) -> None:
     """mu_child_r(b) = sum over rules of mu(a) * p * prod of the siblings' nu, for the nodes of level d."""
-    s = model.arity
+    s, value = model.arity, at.value
     level = model.levels[d]
     qp, qc = level[PARENTS], level[SYMBOLS]
-    one = model.prior.dtype.type(1)
-    right = np.empty(s + 1, nu.dtype)
+    lanes = nu.shape[1]
     for i in range(s**d):
-        up = below + i * s * qc
-        out = i * s * qc
-        mu_below[out : out + s * qc] = 0
+        up, out = below + i * s * qc, i * s * qc
+        for row in range(out, out + s * qc):
+            for lane in range(lanes):
+                mu_below[row, lane] = 0.0
         for a in range(qp):
+            above = i * qp + a
             for rule in range(model.first[level[FIRST] + a], model.first[level[FIRST] + a + 1]):
                 b = (level[RULES] + rule) * s
-                left = mu[i * qp + a] * model.probability[level[RULES] + rule]
-                right[s] = one
+                p = model.probability[level[RULES] + rule]
+                if s == 2:
+                    x, y = model.children[b], qc + model.children[b + 1]
+                    for lane in range(lanes):
+                        left = mu[above, lane] * p
+                        mu_below[out + x, lane] = mu_below[out + x, lane] + left * nu[up + y, lane]
+                        mu_below[out + y, lane] = mu_below[out + y, lane] + left * nu[up + x, lane]
+                    continue
+                for lane in range(lanes):
+                    value[TERM, lane] = mu[above, lane] * p
+                    value[SIDE + s, lane] = 1.0
                 for r in range(s - 1, 0, -1):
-                    right[r] = nu[up + r * qc + model.children[b + r]] * right[r + 1]
+                    y = up + r * qc + model.children[b + r]
+                    for lane in range(lanes):
+                        value[SIDE + r, lane] = nu[y, lane] * value[SIDE + r + 1, lane]
                 for r in range(s):
-                    c = model.children[b + r]
-                    mu_below[out + r * qc + c] += left * right[r + 1]
-                    left = left * nu[up + r * qc + c]
+                    y = r * qc + model.children[b + r]
+                    for lane in range(lanes):
+                        left = value[TERM, lane]
+                        mu_below[out + y, lane] = (
+                            mu_below[out + y, lane] + left * value[SIDE + r + 1, lane]
+                        )
+                        value[TERM, lane] = left * nu[up + y, lane]
         for r in range(s):
-            rescale(mu_below, out + r * qc, qc, model.tiny, state)
-    next_level(state)
+            rescale(mu_below, out + r * qc, qc, at)
+    next_level(at.integer)
 
 
-def star_upward(
-    model: FlatModel, nu: Array, at: int, factor: Array, value: Array, power: Array
-) -> int:
+def star_upward(model: FlatModel, room: Messages, at: Lines) -> None:
     """m_i(a) = sum_c P_i[a, c] nu_i(c), and the products of those before node i, for every class a.
 
-    Returned is the exponent of prod_i max_a m_i(a): what no single class may reach.
+    Wide numbers: node i's products from i * q0 on, those of all nodes last, then scratch, and as the
+    last of all prod_i max_a m_i(a), what no single class may reach.
     """
-    q0, qk = model.alphabets[0], model.alphabets[model.filter_level]
-    n = model.arity**model.filter_level
-    best, best_power = np.ones(1, value.dtype), np.zeros(1, np.int64)
-    value[:q0] = 1
-    power[:q0] = 0
+    q0, qk, n = (
+        model.alphabets[0],
+        model.alphabets[model.filter_level],
+        model.arity**model.filter_level,
+    )
+    nu, m, top, value, bits, power = (
+        room.nu, room.star, room.belief, room.value, room.value_bits, room.power,
+    )  # fmt: skip
+    lanes, best = nu.shape[1], (n + 3) * q0
+    set_one(best, value, power)
+    for a in range(q0):
+        set_one(a, value, power)
     for i in range(n):
         for a in range(q0):
-            acc = model.prior.dtype.type(0)
+            row = i * q0 + a
+            for lane in range(lanes):
+                m[row, lane] = 0.0
             for c in range(qk):
-                acc = acc + model.star[(i * q0 + a) * qk + c] * nu[at + i * qk + c]
-            factor[i * q0 + a] = acc
-            value[(i + 1) * q0 + a] = value[i * q0 + a]
-            power[(i + 1) * q0 + a] = power[i * q0 + a]
-            multiply_wide(value, power, (i + 1) * q0 + a, acc)
-        top = factor[i * q0]
+                p = model.star[row * qk + c]
+                for lane in range(lanes):
+                    m[row, lane] = m[row, lane] + p * nu[i * qk + c, lane]
+            for lane in range(lanes):
+                value[row + q0, lane] = value[row, lane]
+                power[row + q0, lane] = power[row, lane]
+            multiply_wide(row + q0, value, bits, power, m, row, at)
+        for lane in range(lanes):
+            top[0, lane] = m[i * q0, lane]
         for a in range(1, q0):
-            top = max(top, factor[i * q0 + a])
-        multiply_wide(best, best_power, 0, top)
-    return int(best_power[0])
+            for lane in range(lanes):
+                top[0, lane] = max(top[0, lane], m[i * q0 + a, lane])
+        multiply_wide(best, value, bits, power, top, 0, at)
 
 
-def star_downward(
-    model: FlatModel, factor: Array, value: Array, power: Array, mu: Array, state: Array
-) -> None:
+def star_downward(model: FlatModel, room: Messages, at: Lines) -> None:
     """mu_i(c) = sum_a prior(a) * prod_{j != i} m_j(a) * P_i[a, c], without a division."""
-    q0, qk = model.alphabets[0], model.alphabets[model.filter_level]
-    n = model.arity**model.filter_level
-    after, after_power = np.ones(q0, value.dtype), np.zeros(q0, np.int64)
-    product, product_power = np.ones(q0, value.dtype), np.zeros(q0, np.int64)
-    weight = np.zeros(q0, value.dtype)
+    q0, qk, n = (
+        model.alphabets[0],
+        model.alphabets[model.filter_level],
+        model.arity**model.filter_level,
+    )
+    mu, weight, value, bits, power = room.mu, room.belief, room.value, room.value_bits, room.power
+    lanes, after, product = mu.shape[1], (n + 1) * q0, (n + 2) * q0
     for a in range(q0):
-        multiply_wide(after, after_power, a, model.prior[a])
+        for lane in range(lanes):
+            weight[a, lane] = model.prior[a]
+        set_one(after + a, value, power)
+        multiply_wide(after + a, value, bits, power, weight, a, at)
     for i in range(n - 1, -1, -1):
         for a in range(q0):
-            product[a], product_power[a] = after[a], after_power[a]
-            multiply_wide(product, product_power, a, value[i * q0 + a])
-            product_power[a] += power[i * q0 + a]
-            multiply_wide(after, after_power, a, factor[i * q0 + a])
-        align(product, product_power, 0, q0, weight, model.tiny, state)
+            row = i * q0 + a
+            for lane in range(lanes):
+                value[product + a, lane] = value[after + a, lane]
+                power[product + a, lane] = power[after + a, lane]
+            multiply_wide(product + a, value, bits, power, value, row, at)
+            for lane in range(lanes):
+                power[product + a, lane] = power[product + a, lane] + power[row, lane]
+            multiply_wide(after + a, value, bits, power, room.star, row, at)
+        align(product, q0, value, power, weight, at)
         for c in range(qk):
-            acc = model.prior.dtype.type(0)
+            out = i * qk + c
+            for lane in range(lanes):
+                mu[out, lane] = 0.0
             for a in range(q0):
-                acc = acc + weight[a] * model.star[(i * q0 + a) * qk + c]
-            mu[i * qk + c] = acc
-        rescale(mu, i * qk, qk, model.tiny, state)
-    next_level(state)
+                p = model.star[(i * q0 + a) * qk + c]
+                for lane in range(lanes):
+                    mu[out, lane] = mu[out, lane] + weight[a, lane] * p
+        rescale(mu, i * qk, qk, at)
+    next_level(at.integer)
 
 
-def load_tokens(tokens: Array, mask: Array, q: int, nu: Array, at: int) -> None:
+def star_root(model: FlatModel, room: Messages, at: Lines) -> None:
+    """Prior times the product of all m_i, up to a common factor, into `belief`."""
+    q0, n = model.alphabets[0], model.arity**model.filter_level
+    belief, value, power, count = room.belief, room.value, room.power, at.integer
+    lanes, best = belief.shape[1], (n + 3) * q0
+    for lane in range(lanes):
+        danger = (count[LOST, lane] != 0) | (at.value[SMALLEST, lane] < model.tiny)
+        count[MARK, lane] = 1 if danger else 0
+    for a in range(q0):
+        for lane in range(lanes):
+            belief[a, lane] = model.prior[a]
+        multiply_wide(n * q0 + a, value, room.value_bits, power, belief, a, at)
+    align(n * q0, q0, value, power, belief, at)
+    for lane in range(lanes):
+        count[TOTAL, lane] = count[TOTAL, lane] + count[TAKEN, lane]
+        # What was lost below the star, its classes' disagreement brings forth.
+        beyond = max(power[best, lane] - count[TAKEN, lane], 0)
+        count[SPENT, lane] = count[SPENT, lane] + count[MARK, lane] * beyond
+
+
+# -------------------------------------------------------------------------------- rows and lanes
+
+
+def load_tokens(
+    tokens: Array, mask: Array, first: int, q: int, nu: Array, row: int, at: Lines
+) -> None:
     """Leaves' messages: one-hot where the token is seen, all ones where it is hidden."""
-    for j in range(len(tokens)):
-        hidden = tokens[j] >= q or (len(mask) > 0 and mask[j] != 0)
+    count, lanes, last = at.integer, nu.shape[1], len(tokens) - 1
+    zero, one = at.constants[ZERO], at.constants[ONE]
+    for j in range(tokens.shape[1]):
+        for lane in range(lanes):
+            count[MARK, lane] = tokens[min(first + lane, last), j]
+        if mask.shape[1]:
+            for lane in range(lanes):
+                count[MARK, lane] = q if mask[min(first + lane, last), j] else count[MARK, lane]
         for x in range(q):
-            nu[at + j * q + x] = 1 if hidden or tokens[j] == x else 0
+            for lane in range(lanes):
+                token = count[MARK, lane]
+                nu[row + j * q + x, lane] = one if (token == x) | (token >= q) else zero
 
 
-def load_fields(fields: Array, q: int, nu: Array, at: int, tiny: Any, state: Array) -> float:
-    """Leaves' messages relative to the largest field of the leaf; the sum of those is returned."""
-    lowest = -87.0 if nu.itemsize == 4 else -708.0
-    shift = 0.0
-    for j in range(len(fields) // q):
-        top = -math.inf
+def load_fields(fields: Array, first: int, q: int, row: int, room: Messages, at: Lines) -> None:
+    """Leaves' messages relative to the largest field of the leaf; `shift` is the sum of those."""
+    nu, field, shift = room.nu, room.field, room.shift
+    lanes, last = nu.shape[1], len(fields) - 1
+    zero, too_far = at.constants[ZERO], at.constants[TOO_FAR]
+    for lane in range(lanes):
+        shift[0, lane] = 0.0
+    for j in range(fields.shape[1] // q):
+        for lane in range(lanes):
+            for x in range(q):
+                field[x, lane] = fields[min(first + lane, last), j * q + x]
+        for lane in range(lanes):
+            field[q, lane] = field[0, lane]
+        for x in range(1, q):
+            for lane in range(lanes):
+                field[q, lane] = max(field[q, lane], field[x, lane])
+        for lane in range(lanes):
+            top = field[q, lane] if field[q, lane] > -math.inf else zero
+            field[q, lane] = top
+            shift[0, lane] = shift[0, lane] + top
         for x in range(q):
-            top = max(top, np.float64(fields[j * q + x]))
-        if top == -math.inf:
-            top = 0.0
-        shift += top
-        for x in range(q):
-            below = fields[j * q + x] - top
-            if below < 4 * lowest and fields[j * q + x] > -math.inf:
-                below = 4 * lowest  # too far for the type, but it must not pass for impossible
-            h = nu.dtype.type(below)
-            nu[at + j * q + x] = 0.0 if h < lowest else math.exp(np.float64(h))
-            if nu[at + j * q + x] < tiny and h > -math.inf:
-                state[DANGER] = 1
-    return shift
+            out = row + j * q + x
+            for lane in range(lanes):
+                nu[out, lane] = field[x, lane] - field[q, lane]
+            for lane in range(lanes):
+                # A finite field may be too far below for the type: it must not pass for impossible.
+                nu[out, lane] = (
+                    max(nu[out, lane], too_far) if field[x, lane] > -math.inf else nu[out, lane]
+                )
+            exp_nonpositive(nu, out, at)
+
+
+def store(x: Array, row: int, q: int, first: int, out: Array, column: int) -> None:
+    """x[row : row + q] into the columns of `out`, one row per lane."""
+    for lane in range(min(x.shape[1], len(out) - first)):
+        for a in range(q):
+            out[first + lane, column + a] = x[row + a, lane]
 
 
 def infer_rows(
     model: FlatModel,
+    at: Lines,
+    room: Messages,
     tokens: Array,
     mask: Array,
     fields: Array,
     log_evidence: Array,
-    root_out: Array,
+    root: Array,
     beliefs: Array,
-    belief_at: Array,
+    column: Array,
     one_out: Array,
     status: Array,
 ) -> None:
-    """Posteriors of n rows.
+    """Posteriors of n rows, a block of as many as there are lanes at a time.
 
     Evidence: `tokens` (n, L) with `mask` (n, L) or (n, 0), or `fields` (n, L * q); the other has no
-    columns. Outputs: `beliefs` (n, width), level d from column belief_at[d] (-1: not wanted);
-    `one_out` (n, L * q) or (n, 0).
+    columns. Outputs: `beliefs` (n, width), level d from column[d] (-1: not wanted); `root` (n, q_0),
+    `one_out` (n, L * q), `log_evidence` (n,), each without rows if it is not wanted.
     """
     s, k, depth = model.arity, model.filter_level, model.depth
     q0, q = model.alphabets[0], model.alphabets[depth]
-    n_leaves = s**depth
     offsets = np.zeros(depth + 2, np.int64)
-    widest = q0
     for d in range(k, depth + 1):
         offsets[d + 1] = offsets[d] + s**d * model.alphabets[d]
-        widest = max(widest, s**d * model.alphabets[d])
-    nu = np.empty(offsets[depth + 1], model.prior.dtype)
-    mu, mu_below = np.empty(widest, model.prior.dtype), np.empty(widest, model.prior.dtype)
-    star_size = s**k * q0 if k > 0 else 0
-    factor = np.empty(star_size, model.prior.dtype)
-    value, power = np.empty(star_size + q0, model.prior.dtype), np.empty(star_size + q0, np.int64)
-    root = np.empty(q0, model.prior.dtype)
-    scratch = np.empty(max(q0, widest), model.prior.dtype)
-    state = np.zeros(4, np.int64)
-    deepest = depth if one_out.shape[1] else 0
+    deepest = depth if len(one_out) else 0
     for d in range(1, depth + 1):
-        if belief_at[d] >= 0:
+        if column[d] >= 0:
             deepest = max(deepest, d)
+    nu, belief, value, count = room.nu, room.belief, at.value, at.integer
+    lanes = nu.shape[1]
 
-    for i in range(len(status)):
-        state[:] = 0
-        state[DANGER] = 1 if model.tiny > 1 else 0  # some rule is below the range of the type
-        shift = 0.0
+    for first in range(0, len(status), lanes):
+        begin_watch(model.tiny, value, count)
         if tokens.shape[1]:
-            load_tokens(tokens[i], mask[i], q, nu, offsets[depth])
+            load_tokens(tokens, mask, first, q, nu, offsets[depth], at)
         else:
-            shift = load_fields(fields[i], q, nu, offsets[depth], model.tiny, state)
-        total = 0
+            load_fields(fields, first, q, offsets[depth], room, at)
         for d in range(depth - 1, k - 1, -1):
-            total += upward_level(model, d, nu, offsets[d + 1], offsets[d], state)
+            upward_level(model, d, nu, offsets[d + 1], offsets[d], at)
         if k > 0:
-            below = state[DANGER]
-            best = star_upward(model, nu, offsets[k], factor, value, power)
-            for a in range(q0):
-                multiply_wide(value, power, star_size + a, model.prior[a])
-            top = align(value, power, star_size, q0, root, model.tiny, state)
-            total += top
-            if below:  # what was lost below the star, its classes' disagreement brings forth
-                state[SPENT] += max(best - top, 0)
+            star_upward(model, room, at)
+            star_root(model, room, at)
         else:
             for a in range(q0):
-                root[a] = nu[offsets[0] + a] * model.prior[a]
-        evidence = normalise(root, 0, q0, root_out[i], 0)
-        state[WORST] = min(state[WORST], exponent(evidence, nu.itemsize))
-        next_level(state)
+                for lane in range(lanes):
+                    belief[a, lane] = nu[a, lane] * model.prior[a]
+        normalise(belief, 0, q0, value)
+        take_exponent(at)
+        next_level(count)
+        if len(root):
+            store(belief, 0, q0, first, root, 0)
+        rows = min(lanes, len(status) - first)
+        if len(log_evidence):
+            for lane in range(rows):
+                z = np.float64(value[TOP, lane])
+                log_z = math.log(z) if z > 0 else -math.inf
+                log_evidence[first + lane] = (
+                    count[TOTAL, lane] * math.log(2.0) + room.shift[0, lane] + log_z
+                )
 
         if deepest > 0:
+            mu, mu_below = room.mu, room.mu_below
             if k > 0:
-                star_downward(model, factor, value, power, mu, state)
+                star_downward(model, room, at)
             else:
-                mu[:q0] = model.prior
+                for a in range(q0):
+                    for lane in range(lanes):
+                        mu[a, lane] = model.prior[a]
             for d in range(k, deepest + 1):
                 if d > k:
-                    downward_level(model, d - 1, mu, nu, offsets[d], mu_below, state)
+                    downward_level(model, d - 1, mu, nu, offsets[d], mu_below, at)
                     mu, mu_below = mu_below, mu
-                if belief_at[d] >= 0 and d > 0:
+                if column[d] >= 0 and d > 0:
                     qd = model.alphabets[d]
-                    for node in range(s**d):
+                    for i in range(s**d):
                         for a in range(qd):
-                            scratch[a] = nu[offsets[d] + node * qd + a] * mu[node * qd + a]
-                        z = normalise(scratch, 0, qd, beliefs[i], belief_at[d] + node * qd)
-                        state[WORST] = min(state[WORST], exponent(z, nu.itemsize))
-                        if z == 0:
-                            state[EMPTY] = 1
-                    next_level(state)
-            if one_out.shape[1]:
-                for j in range(n_leaves):
-                    normalise(mu, j * q, q, one_out[i], j * q)
+                            for lane in range(lanes):
+                                belief[a, lane] = (
+                                    nu[offsets[d] + i * qd + a, lane] * mu[i * qd + a, lane]
+                                )
+                        normalise(belief, 0, qd, value)
+                        take_exponent(at)
+                        store(belief, 0, qd, first, beliefs, column[d] + i * qd)
+                    next_level(count)
+            if len(one_out):
+                for j in range(s**depth):
+                    normalise(mu, j * q, q, value)
+                    store(mu, j * q, q, first, one_out, j * q)
 
-        if evidence == 0:
-            state[EMPTY] = 1
-            log_evidence[i] = -math.inf
-        else:
-            log_evidence[i] = total * math.log(2.0) + shift + math.log(np.float64(evidence))
-        status[i] = 1 if state[DANGER] and (state[SPENT] > model.slack or state[EMPTY]) else 0
+        for lane in range(rows):
+            danger = (count[LOST, lane] != 0) | (value[SMALLEST, lane] < model.tiny)
+            status[first + lane] = danger & (
+                (count[SPENT, lane] > model.slack) | (value[LEAST, lane] == 0)
+            )

@@ -9,18 +9,18 @@ import functools
 import hashlib
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import philox, reference, scaling
+from . import philox, reference, sampling, scaling
 from .compiled import _cpu, not_built
 from .errors import HFilterError, KernelError
 from .evidence import Evidence, Outputs
-from .flat import FlatModel, flatten
+from .flat import FlatModel, flatten, messages, row_bytes, symbols
 from .tree import TreeStructure
 
 __all__ = [
@@ -30,9 +30,14 @@ __all__ = [
     "instruction_sets",
     "not_built",
     "numba_text",
+    "plain_text",
 ]
 
 Array = NDArray[Any]
+
+_CACHE = 1 << 21  # bytes of scratch that a cache holds: long loops over lanes, but not from memory
+_MEMORY = 1 << 26  # bytes of scratch at most, if there is room for one row
+_ROWS = 1024  # rows that several levels' outputs are buffered for
 
 
 def instruction_sets() -> dict[str, bool]:
@@ -94,37 +99,36 @@ class CompiledBackend:
 
 
 class TextBackend:
-    """The Python text, plain or compiled by Numba."""
+    """The Python text: plain, a row at a time, or compiled by Numba, a block of rows at a time."""
 
     def __init__(
-        self, name: str, text: Callable[[], dict[str, Any]], block_work: int, threaded: bool
+        self, name: str, text: Callable[[], dict[str, Any]], block_work: int, compiled: bool
     ) -> None:
         self.name = name
         self.block_work = block_work
         self._text = text
-        self._threaded = threaded
+        self._compiled = compiled
 
     def sample(
         self, tree: TreeStructure, seed: int, start: int, n: int, roots: Array | None, levels: list[Array | None],
         num_threads: int,
     ) -> None:  # fmt: skip
-        model = _flat_model(tree, np.dtype(np.float64))
+        model = _flat_model(tree, np.dtype(np.float64), not self._compiled)
         kernel = self._text()["sample_rows"]
-        given = np.empty(0, np.int32) if roots is None else roots
-        existing = tree.existing_levels
-        width = sum(tree.n_nodes(d) for d in existing)
+        given = (
+            np.empty(0, np.int32)
+            if roots is None
+            else np.require(roots, requirements=("C", "A", "W"))
+        )
+        root, below = levels[0], [None, *levels[1:]]
+        none = np.empty((0, 1), tree.token_dtype)
 
         def rows(begin: int, end: int) -> None:
-            symbols = np.empty((end - begin, width), tree.token_dtype)
-            kernel(model, np.uint64(seed), np.uint64(start + begin), given[begin:end], symbols)
-            at = 0
-            for d in existing:
-                wanted = levels[d]
-                if wanted is not None:
-                    wanted[begin:end] = symbols[:, at : at + tree.n_nodes(d)].reshape(
-                        wanted[begin:end].shape
-                    )
-                at += tree.n_nodes(d)
+            at = symbols(tree, self._lanes(end - begin, 8 * tree.n_leaves))
+            for part, out, column in _side_by_side(below, begin, end, tree.token_dtype):
+                first = np.uint64(start + part.start)
+                kernel(model, at, np.uint64(seed), first, given[part], none if root is None else root[part],
+                       out, column)  # fmt: skip
 
         self._over_threads(rows, n, num_threads)
 
@@ -132,44 +136,46 @@ class TextBackend:
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
-        model = _flat_model(tree, dtype)
+        model = _flat_model(tree, dtype, not self._compiled)
         kernel = self._text()["infer_rows"]
         n = len(status)
-        none = np.empty((n, 0), np.uint8)
-        tokens = none if evidence.tokens is None else evidence.tokens
-        mask = none if evidence.mask is None else evidence.mask.view(np.uint8)
-        fields = (
-            np.empty((n, 0)) if evidence.log_fields is None else evidence.log_fields.reshape(n, -1)
-        )
-        belief_at = np.full(tree.depth + 1, -1)
-        width = 0
-        for d, wanted in enumerate(out.beliefs):
-            if wanted is not None:
-                belief_at[d] = width
-                width += wanted[0].size if n else 0
+        # Arrays that are not there have a type all the same, the commonest, and so do read-only ones:
+        # every combination of types is compiled anew.
+        tokens, mask, fields = (
+            np.empty((n, 0), kind) if x is None else np.require(x, requirements=("C", "A", "W")).reshape(n, -1)
+            for x, kind in (
+                (evidence.tokens, np.uint8),
+                (evidence.mask, np.bool_),
+                (evidence.log_fields, np.float32),
+            )
+        )  # fmt: skip
+        no_numbers, no_rows = np.empty(0), np.empty((0, 1), dtype)
 
         def rows(begin: int, end: int) -> None:
-            count = end - begin
-            log_evidence = np.empty(count)
-            root = np.empty((count, tree.n_classes), dtype)
-            beliefs = np.empty((count, width), dtype)
-            size = tree.n_leaves * tree.vocab_size if out.leave_one_out is not None else 0
-            one_out = np.empty((count, size), dtype)
-            kernel(model, tokens[begin:end], mask[begin:end], fields[begin:end], log_evidence, root, beliefs,
-                   belief_at, one_out, status[begin:end])  # fmt: skip
-            target = out.rows(slice(begin, end))
-            if target.log_evidence is not None:
-                target.log_evidence[:] = log_evidence
-            if target.root is not None:
-                target.root[:] = root
-            for d, wanted in enumerate(target.beliefs):
-                if wanted is not None:
-                    at = int(belief_at[d])
-                    wanted[:] = beliefs[:, at : at + wanted[0].size].reshape(wanted.shape)
-            if target.leave_one_out is not None:
-                target.leave_one_out[:] = one_out.reshape(target.leave_one_out.shape)
+            at, room = messages(
+                tree, dtype, fields.dtype, self._lanes(end - begin, row_bytes(tree, dtype))
+            )
+            for part, beliefs, column in _side_by_side(out.beliefs, begin, end, dtype):
+                target = out.rows(part)
+                one_out = target.leave_one_out
+                kernel(
+                    model, at, room, tokens[part], mask[part], fields[part],
+                    no_numbers if target.log_evidence is None else target.log_evidence,
+                    no_rows if target.root is None else target.root, beliefs, column,
+                    no_rows if one_out is None else one_out.reshape(len(one_out), -1), status[part],
+                )  # fmt: skip
 
         self._over_threads(rows, n, num_threads)
+
+    def _lanes(self, rows: int, row_bytes: int) -> int:
+        """How many rows to walk together: about as many as the cache holds, all blocks alike."""
+        if not self._compiled:
+            return 1
+        most = min(max(_CACHE // row_bytes, 16), 256)
+        most = max(min(most, _MEMORY // row_bytes), 1)
+        blocks = -(-rows // most)
+        lanes = -(-rows // blocks)
+        return lanes if lanes <= 16 else min(-(-lanes // 16) * 16, most)
 
     def _over_threads(self, rows: Callable[[int, int], None], n: int, num_threads: int) -> None:
         if n == 0:
@@ -179,7 +185,7 @@ class TextBackend:
             with np.errstate(all="ignore"):
                 rows(begin, end)
 
-        threads = min(num_threads, n) if self._threaded else 1
+        threads = min(num_threads, n) if self._compiled else 1
         if threads <= 1:
             quietly(0, n)
             return
@@ -189,9 +195,37 @@ class TextBackend:
                 done.result()
 
 
+def _side_by_side(
+    levels: list[Array | None], begin: int, end: int, dtype: np.dtype[Any]
+) -> Iterator[tuple[slice, Array, Array]]:
+    """Parts of rows begin … end with an array to fill for them: level d from column[d] on.
+
+    A single level is filled in place; several are copied, a few rows at a time, into theirs.
+    """
+    column = np.full(len(levels), -1)
+    flat = {d: x[begin:end].reshape(end - begin, -1) for d, x in enumerate(levels) if x is not None}
+    if len(flat) == 1:
+        ((d, target),) = flat.items()
+        column[d] = 0
+        yield slice(begin, end), target, column
+        return
+    width = 0
+    for d, target in flat.items():
+        column[d] = width
+        width += target.shape[1]
+    buffer = np.empty((min(end - begin, _ROWS if flat else end - begin), width), dtype)
+    for first in range(begin, end, len(buffer)):
+        part = slice(first, min(first + len(buffer), end))
+        filled = buffer[: part.stop - first]
+        yield part, filled, column
+        for d, target in flat.items():
+            at = int(column[d])
+            target[first - begin : part.stop - begin] = filled[:, at : at + target.shape[1]]
+
+
 # A model is packed once per backend and forgotten with it.
 _compiled_models: weakref.WeakKeyDictionary[TreeStructure, Any] = weakref.WeakKeyDictionary()
-_flat_models: weakref.WeakKeyDictionary[TreeStructure, dict[int, FlatModel]] = (
+_flat_models: weakref.WeakKeyDictionary[TreeStructure, dict[tuple[int, bool], FlatModel]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -203,20 +237,26 @@ def _compiled_model(tree: TreeStructure) -> Any:
     return model
 
 
-def _flat_model(tree: TreeStructure, dtype: np.dtype[Any]) -> FlatModel:
+def _flat_model(tree: TreeStructure, dtype: np.dtype[Any], lists: bool) -> FlatModel:
     cached = _flat_models.setdefault(tree, {})
-    if dtype.itemsize not in cached:
-        cached[dtype.itemsize] = flatten(tree, dtype)
-    return cached[dtype.itemsize]
+    key = (dtype.itemsize, lists)
+    if key not in cached:
+        cached[key] = flatten(tree, dtype, lists)
+    return cached[key]
 
 
 # Every function of the text in the order of writing, callees first.
 TEXT = tuple(
     function
-    for module in (philox, scaling, reference)
+    for module in (philox, sampling, scaling, reference)
     for function in vars(module).values()
     if isinstance(function, types.FunctionType) and function.__module__ == module.__name__
 )
+
+
+def plain_text() -> dict[str, Any]:
+    """The Python text as it stands."""
+    return {function.__name__: function for function in TEXT}
 
 
 @functools.cache
@@ -228,15 +268,17 @@ def numba_text() -> dict[str, Any]:
     # has changed: the names carry a digest of the whole text.
     code = [(f.__code__.co_code, f.__code__.co_consts) for f in TEXT]
     version = hashlib.sha256(repr(code).encode()).hexdigest()[:12]
-    namespace = {**vars(philox), **vars(scaling), **vars(reference)}
+    namespace = {**vars(philox), **vars(sampling), **vars(scaling), **vars(reference)}
     for function in TEXT:
         copy = types.FunctionType(function.__code__, namespace, function.__name__)
         copy.__module__ = function.__module__
         copy.__qualname__ = f"{function.__name__}_{version}"
+        entry = function.__name__ in ("sample_rows", "infer_rows")  # what Python calls
+        options: Any = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": not entry,
+                   "no_cfunc_wrapper": True,
+                   "forceinline": function.__name__ in ("philox4x32", "exponent")}  # fmt: skip
         try:
-            jit = numba.njit(nogil=True, error_model="numpy", cache=True)
-            namespace[function.__name__] = jit(copy)
+            namespace[function.__name__] = numba.njit(cache=entry, **options)(copy)
         except RuntimeError:  # nowhere to keep a cache: compile anew in every process
-            jit = numba.njit(nogil=True, error_model="numpy")
-            namespace[function.__name__] = jit(copy)
+            namespace[function.__name__] = numba.njit(**options)(copy)
     return namespace

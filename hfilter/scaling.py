@@ -1,6 +1,7 @@
 """Exact scaling by powers of two, and the watch over the range of the value type (Python text).
 
 With hfilter.philox and hfilter.reference the twin of csrc/pack.hpp, philox.hpp and tree_kernels.hpp.
+Every innermost loop runs over lanes, rows of one block, and has no branch: Numba makes vectors of it.
 """
 
 from __future__ import annotations
@@ -8,80 +9,170 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .flat import COUNT_LINES, VALUE_LINES, Lines
+
 Array = Any
 
-# Entries of the range watch.
-DANGER, SPENT, WORST, EMPTY = range(4)
+# Lines of values: of a message its maximum or sum; a power of two; the range watch's smallest non-zero
+# entry of all messages, and smallest maximum (zero: some message or belief is zero throughout).
+TOP, FACTOR, SMALLEST, LEAST, REST, TERM = range(VALUE_LINES)
+SIDE = VALUE_LINES  # from here on: products of siblings
+# Lines of integers: exponents just taken out, and their sum over the nodes; the range watch's: whether
+# something else rounded to zero, bits of cancellation summed over levels, and the present level's most
+# negative exponent.
+TAKEN, TOTAL, LOST, SPENT, WORST, MARK = range(COUNT_LINES)
+# Entries of Lines.constants.
+ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, EXP_LOWEST, TOO_FAR = range(8)
 LOWEST = -(2**30)
 
 
-def exponent(x: Any, value_bytes: int) -> int:
-    """floor(log2 x) for normal x, the lowest exponent for subnormal x, 0 for 0."""
-    if x == 0:
-        return 0
-    e = math.frexp(x)[1] - 1
-    return max(e, -127) if value_bytes == 4 else max(e, -1023)
+def begin_watch(tiny: float, value: Array, count: Array) -> None:
+    """Nothing has happened to any row yet."""
+    for lane in range(value.shape[1]):
+        # If the limit is above 1, some rule is below the range of the type: in danger from the start.
+        value[SMALLEST, lane] = 0.0 if tiny > 1 else 2.0
+        value[LEAST, lane] = 1.0
+    for line in range(COUNT_LINES):
+        for lane in range(value.shape[1]):
+            count[line, lane] = 0
 
 
-def watch(x: Any, tiny: Any, state: Array) -> None:
-    """Note a non-zero entry so small that products with it could round to zero."""
-    if 0 < x < tiny:
-        state[DANGER] = 1
-
-
-def next_level(state: Array) -> None:
+def next_level(count: Array) -> None:
     """Add the level's worst cancellation to what has been spent."""
-    state[SPENT] -= state[WORST]
-    state[WORST] = 0
+    for lane in range(count.shape[1]):
+        count[SPENT, lane] = count[SPENT, lane] - count[WORST, lane]
+        count[WORST, lane] = 0
 
 
-def rescale(x: Array, at: int, q: int, tiny: Any, state: Array) -> int:
-    """Normalise x[at : at + q] to a maximum in [1, 2); return the exponent taken out."""
-    top = x[at]
-    for a in range(1, q):
-        top = max(top, x[at + a])
-    e = exponent(top, x.itemsize)
-    factor = math.ldexp(1.0, -e)
+def exponent(bits: Any, mantissa: int, bias: int) -> Any:
+    """floor(log2 x) of a normal x > 0 from its bits, the lowest exponent of a subnormal x, 0 of 0."""
+    return 0 if bits == 0 else (bits >> mantissa) - bias
+
+
+def take_exponent(at: Lines) -> None:
+    """The exponents of line TOP into line TAKEN, and into the range watch."""
+    value, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
+    for lane in range(value.shape[1]):
+        taken = exponent(bits[TOP, lane], mantissa, bias)
+        count[TAKEN, lane] = taken
+        count[WORST, lane] = min(count[WORST, lane], taken)
+    for lane in range(value.shape[1]):
+        value[LEAST, lane] = min(value[LEAST, lane], value[TOP, lane])
+
+
+def rescale(x: Array, row: int, q: int, at: Lines) -> None:
+    """Normalise x[row : row + q] to maxima in [1, 2); the exponents taken out are in line TAKEN."""
+    value, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
+    lanes, zero = value.shape[1], at.constants[ZERO]
+    for lane in range(lanes):
+        value[TOP, lane] = x[row, lane]
+    for a in range(row + 1, row + q):
+        for lane in range(lanes):
+            value[TOP, lane] = max(value[TOP, lane], x[a, lane])
+    take_exponent(at)
+    for lane in range(lanes):
+        bits[FACTOR, lane] = (bias - count[TAKEN, lane]) << mantissa
+    for a in range(row, row + q):
+        for lane in range(lanes):
+            entry = x[a, lane] * value[FACTOR, lane]  # exact
+            x[a, lane] = entry
+            before = value[SMALLEST, lane]
+            value[SMALLEST, lane] = min(before, entry if entry > zero else before)
+
+
+def normalise(x: Array, row: int, q: int, value: Array) -> None:
+    """Divide x[row : row + q] by the sums, which are in line TOP then (0 / 0 is NaN)."""
+    lanes = value.shape[1]
+    for lane in range(lanes):
+        value[TOP, lane] = x[row, lane]
+    for a in range(row + 1, row + q):
+        for lane in range(lanes):
+            value[TOP, lane] = value[TOP, lane] + x[a, lane]
+    for a in range(row, row + q):
+        for lane in range(lanes):
+            x[a, lane] = (
+                x[a, lane] / value[TOP, lane]
+            )  # not times the inverse: certainty is exactly 1
+
+
+def exp_nonpositive(x: Array, row: int, at: Lines) -> None:
+    """x[row] becomes exp(x[row]) for x <= 0, to about an ulp; exactly 0 below the normal range."""
+    value, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
+    constants, lanes = at.constants, value.shape[1]
+    zero, one, lowest = constants[ZERO], constants[ONE], constants[EXP_LOWEST]
+    log2_e, magic = constants[LOG2_E], constants[MAGIC]
+    ln2_high, ln2_low = constants[LN2_HIGH], constants[LN2_LOW]
+    for lane in range(lanes):
+        y = max(x[row, lane], lowest)
+        whole = (y * log2_e + magic) - magic  # rounds to an integer
+        value[REST, lane] = (y - whole * ln2_high) - whole * ln2_low
+        value[TERM, lane] = one
+        bits[FACTOR, lane] = (int(whole) + bias) << mantissa
+    for term in range(len(at.inverse) - 1, 0, -1):
+        inverse = at.inverse[term]
+        for lane in range(lanes):
+            value[TERM, lane] = value[TERM, lane] * value[REST, lane] * inverse + one
+    for lane in range(lanes):
+        entry = value[TERM, lane] * value[FACTOR, lane] if x[row, lane] >= lowest else zero
+        value[TERM, lane] = entry
+        before = value[SMALLEST, lane]
+        value[SMALLEST, lane] = min(before, entry if entry > zero else before)
+    for lane in range(lanes):
+        entry = value[TERM, lane]
+        gone = (entry == zero) & (x[row, lane] > -math.inf)
+        count[LOST, lane] = 1 if gone else count[LOST, lane]
+        x[row, lane] = entry
+
+
+# Wide numbers, those of a star, have an exponent of their own: value * 2**power, value in [1, 2) or 0.
+
+
+def set_one(number: int, value: Array, power: Array) -> None:
+    """A wide number becomes 1."""
+    for lane in range(value.shape[1]):
+        value[number, lane] = 1.0
+        power[number, lane] = 0
+
+
+def multiply_wide(
+    number: int, value: Array, value_bits: Array, power: Array, x: Array, row: int, at: Lines
+) -> None:
+    """Multiply a wide number by x[row]."""
+    bits, mantissa, bias = at.bits, at.mantissa, at.bias
+    lanes = value.shape[1]
+    for lane in range(lanes):
+        value[number, lane] = value[number, lane] * x[row, lane]
+    for lane in range(lanes):
+        taken = exponent(value_bits[number, lane], mantissa, bias)
+        power[number, lane] = power[number, lane] + taken
+        bits[FACTOR, lane] = (bias - taken) << mantissa
+    for lane in range(lanes):
+        value[number, lane] = value[number, lane] * at.value[FACTOR, lane]
+
+
+def align(number: int, q: int, value: Array, power: Array, x: Array, at: Lines) -> None:
+    """Bring q wide numbers to one exponent, which goes into line TAKEN: x[a] * 2**taken."""
+    line, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
+    lanes, zero = value.shape[1], at.constants[ZERO]
+    for lane in range(lanes):
+        count[TAKEN, lane] = LOWEST
+    for a in range(number, number + q):
+        for lane in range(lanes):
+            here = power[a, lane] if value[a, lane] > zero else LOWEST
+            count[TAKEN, lane] = max(count[TAKEN, lane], here)
     for a in range(q):
-        x[at + a] = x[at + a] * factor  # exact: rounded once, to the value type, on storing
-        watch(x[at + a], tiny, state)
-    state[WORST] = min(state[WORST], e)
-    if top == 0:
-        state[EMPTY] = 1
-    return e
-
-
-def multiply_wide(value: Array, power: Array, at: int, factor: Any) -> None:
-    """Multiply a number that has an exponent of its own; its value stays in [1, 2), or 0."""
-    value[at] = value[at] * factor
-    e = exponent(value[at], value.itemsize)
-    value[at] = value[at] * math.ldexp(1.0, -e)
-    power[at] += e
-
-
-def align(value: Array, power: Array, at: int, q: int, x: Array, tiny: Any, state: Array) -> int:
-    """Bring q wide numbers to one exponent, which is returned: x[a] * 2**result."""
-    lowest = -126 if value.itemsize == 4 else -1022
-    top = LOWEST
-    for a in range(q):
-        if value[at + a] > 0:
-            top = max(top, power[at + a])
-    for a in range(q):
-        shift = power[at + a] - top  # of a zero it may be anything
-        x[a] = 0
-        if value[at + a] > 0 and shift < lowest:
-            state[DANGER] = 1
-        elif value[at + a] > 0:
-            x[a] = value[at + a] * math.ldexp(1.0, int(shift))
-        watch(x[a], tiny, state)
-    return 0 if top <= LOWEST else top
-
-
-def normalise(x: Array, at: int, q: int, out: Array, out_at: int) -> Any:
-    """Divide by the sum (NaN where there is nothing to normalise); return the sum."""
-    total = x[at]
-    for a in range(1, q):
-        total = total + x[at + a]
-    for a in range(q):
-        out[out_at + a] = x[at + a] / total  # not times the inverse: certainty is exactly 1
-    return total
+        for lane in range(lanes):
+            there = value[number + a, lane] > zero
+            shift = (
+                power[number + a, lane] - count[TAKEN, lane] if there else 0
+            )  # a zero's may be anything
+            bits[FACTOR, lane] = (shift + bias if shift > -bias else 0) << mantissa
+        for lane in range(lanes):
+            entry = value[number + a, lane] * line[FACTOR, lane]
+            x[a, lane] = entry
+            before = line[SMALLEST, lane]
+            line[SMALLEST, lane] = min(before, entry if entry > zero else before)
+        for lane in range(lanes):
+            count[LOST, lane] = 1 if bits[FACTOR, lane] == 0 else count[LOST, lane]
+    for lane in range(lanes):
+        count[TAKEN, lane] = 0 if count[TAKEN, lane] <= LOWEST else count[TAKEN, lane]
