@@ -35,7 +35,8 @@ const Entry kEntries[] = {
     {hf_backend_avx512,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("fma");
      }},
 #endif
 #if defined(HF_HAVE_AVX2)

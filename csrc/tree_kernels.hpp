@@ -81,11 +81,12 @@ template <int N, class U> HF_INLINE U gather(const uint32_t* table, U i) {
 
 // The search in a table of `entries` in all: in registers if it fits.
 template <int N, class U> HF_INLINE U search_table(const uint32_t* cuts, int64_t entries, int bits, U row, U word) {
-    if (entries <= RegisterTable<N>::capacity) {
-        RegisterTable<N> table;
-        table.load(cuts, static_cast<int>(entries));
-        return search<U>(bits, row, word, [&](U i) { return table.at(i, entries > 2 * N); });
-    }
+    if constexpr (RegisterTable<N>::capacity > 0)
+        if (entries <= RegisterTable<N>::capacity) {
+            RegisterTable<N> table;
+            table.load(cuts, static_cast<int>(entries));
+            return search<U>(bits, row, word, [&](U i) { return table.at(i, entries > 2 * N); });
+        }
     return search<U>(bits, row, word, [&](U i) { return gather<N, U>(cuts, i); });
 }
 
@@ -97,19 +98,19 @@ template <int N> struct RegisterLevel {
     bool wide;
 
     HF_INLINE void load(const hf_level& level, int arity) {
+        constexpr int capacity = RegisterTable<N>::capacity;
         const int64_t entries = int64_t(level.n_parents) << level.cut_bits;
         child_bits = 0;
-        if (entries > RegisterTable<N>::capacity || arity > 4 || int64_t(level.n_symbols) > int64_t(1) << (32 / arity))
-            return;
-        uint32_t packed[RegisterTable<N>::capacity + 1];
-        child_bits = 32 / arity;
-        wide = entries > 2 * N;
-        for (int i = 0; i < entries; ++i) {
-            packed[i] = 0;
-            for (int r = 0; r < arity; ++r) packed[i] |= level.picks[i * arity + r] << (r * child_bits);
+        if constexpr (capacity > 0) {
+            if (entries > capacity || arity > 4 || int64_t(level.n_symbols) > int64_t(1) << (32 / arity)) return;
+            uint32_t packed[capacity] = {};
+            child_bits = 32 / arity;
+            wide = entries > 2 * N;
+            for (int i = 0; i < entries; ++i)
+                for (int r = 0; r < arity; ++r) packed[i] |= level.picks[i * arity + r] << (r * child_bits);
+            cuts.load(level.cuts, static_cast<int>(entries));
+            picks.load(packed, static_cast<int>(entries));
         }
-        cuts.load(level.cuts, static_cast<int>(entries));
-        picks.load(packed, static_cast<int>(entries));
     }
 };
 

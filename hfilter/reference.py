@@ -37,12 +37,13 @@ from .scaling import (
     align,
     begin_watch,
     exp_nonpositive,
+    log_scaled,
     multiply_wide,
     next_level,
     normalise,
     rescale,
     set_one,
-    take_exponent,
+    take_sum,
 )
 
 __all__ = ["infer_rows"]
@@ -336,8 +337,8 @@ def infer_rows(
             for a in range(q0):
                 for lane in range(lanes):
                     belief[a, lane] = nu[a, lane] * model.prior[a]
-        normalise(belief, 0, q0, value)
-        take_exponent(at)
+        normalise(belief, 0, q0, at)
+        take_sum(at)
         next_level(count)
         if len(root):
             store(belief, 0, q0, first, root, 0)
@@ -345,10 +346,8 @@ def infer_rows(
         if len(log_evidence):
             for lane in range(rows):
                 z = np.float64(value[TOP, lane])
-                log_z = math.log(z) if z > 0 else -math.inf
-                log_evidence[first + lane] = (
-                    count[TOTAL, lane] * math.log(2.0) + room.shift[0, lane] + log_z
-                )
+                log_z = log_scaled(z, count[TOTAL, lane])
+                log_evidence[first + lane] = log_z + room.shift[0, lane]
 
         if deepest > 0:
             mu, mu_below = room.mu, room.mu_below
@@ -370,13 +369,13 @@ def infer_rows(
                                 belief[a, lane] = (
                                     nu[offsets[d] + i * qd + a, lane] * mu[i * qd + a, lane]
                                 )
-                        normalise(belief, 0, qd, value)
-                        take_exponent(at)
+                        normalise(belief, 0, qd, at)
+                        take_sum(at)
                         store(belief, 0, qd, first, beliefs, column[d] + i * qd)
                     next_level(count)
             if len(one_out):
                 for j in range(s**depth):
-                    normalise(mu, j * q, q, value)
+                    normalise(mu, j * q, q, at)
                     store(mu, j * q, q, first, one_out, j * q)
 
         for lane in range(rows):

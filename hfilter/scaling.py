@@ -80,19 +80,46 @@ def rescale(x: Array, row: int, q: int, at: Lines) -> None:
             value[SMALLEST, lane] = min(before, entry if entry > zero else before)
 
 
-def normalise(x: Array, row: int, q: int, value: Array) -> None:
-    """Divide x[row : row + q] by the sums, which are in line TOP then (0 / 0 is NaN)."""
+def normalise(x: Array, row: int, q: int, at: Lines) -> None:
+    """Divide x[row : row + q] by the sums, which are in line TOP then (0 / 0 is NaN).
+
+    One division serves all entries; certainty is exactly 1 all the same.
+    """
+    value, one, zero = at.value, at.constants[ONE], at.constants[ZERO]
     lanes = value.shape[1]
     for lane in range(lanes):
         value[TOP, lane] = x[row, lane]
     for a in range(row + 1, row + q):
         for lane in range(lanes):
             value[TOP, lane] = value[TOP, lane] + x[a, lane]
+    for lane in range(lanes):
+        inverse = one / value[TOP, lane]
+        value[FACTOR, lane] = inverse
+        value[REST, lane] = one if value[TOP, lane] > zero else inverse * zero
     for a in range(row, row + q):
         for lane in range(lanes):
-            x[a, lane] = (
-                x[a, lane] / value[TOP, lane]
-            )  # not times the inverse: certainty is exactly 1
+            entry = x[a, lane]
+            part = entry * value[FACTOR, lane]
+            x[a, lane] = value[REST, lane] if entry == value[TOP, lane] else part
+
+
+def take_sum(at: Lines) -> None:
+    """`take_exponent` of the sums beliefs were divided by: one below the normal range has no inverse."""
+    value, bits, count = at.value, at.bits, at.integer
+    take_exponent(at)
+    for lane in range(value.shape[1]):
+        gone = (value[TOP, lane] > at.constants[ZERO]) & (bits[TOP, lane] >> at.mantissa == 0)
+        count[LOST, lane] = 1 if gone else count[LOST, lane]
+
+
+def log_scaled(x: float, power: int) -> float:
+    """ln(2**power * x) for x >= 0, without cancellation between the two."""
+    if x == 0:
+        return -math.inf
+    mantissa, whole = math.frexp(x)
+    if mantissa < math.sqrt(0.5):
+        mantissa, whole = 2 * mantissa, whole - 1
+    return (power + whole) * math.log(2.0) + math.log(mantissa)
 
 
 def exp_nonpositive(x: Array, row: int, at: Lines) -> None:
