@@ -31,9 +31,10 @@ def offers(case: Case, evidence: Any) -> list[Offer]:
     if case.question == "sample":
         n = max(n // 10, min(n, 1000)) if case.series == "main" else n
         few = bp.batch(model, n)
-        variants = [(few, "searchsorted", "rbg"), (n, "searchsorted", "rbg")]
+        variants = [(few, "searchsorted" if model.grammar.n_rules <= 32 else "comparison", "rbg")]
         if case.series == "main":
-            variants += [(few, "comparison", "rbg"), (few, "searchsorted", "threefry2x32")]
+            variants += [(n, "searchsorted", "rbg"), (few, "comparison", "rbg"),
+                         (few, "searchsorted", "threefry2x32")]  # fmt: skip
         return [
             Offer(
                 "jax, jit", _sampler(case, n, *how), n, f"{how[1]}, {how[2]}, batches of {how[0]}"

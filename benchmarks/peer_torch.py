@@ -27,10 +27,12 @@ def offers(case: Case, evidence: Any) -> list[Offer]:
     few = bp.batch(model, n)
     if case.question == "sample":
         n = max(n // 10, min(n, 1000)) if case.series == "main" else n
+        few = bp.batch(model, n)
+        sizes = {n, few} if case.series == "main" else {few}
         return [
             Offer(who, _sampler(step, case, n, size), n, f"{variant}batches of {size}")
             for who, variant, step in _steps(case)
-            for size in {n, bp.batch(model, n)}
+            for size in sizes
         ]
     passes = {
         "einsum": bp.einsum(model, torch, torch.from_numpy),
@@ -47,11 +49,12 @@ def offers(case: Case, evidence: Any) -> list[Offer]:
         ask = _answer(function, torch.from_numpy(evidence[:rows]), case, size)
         return Offer(who, ask, rows, f"{form}, batches of {size}")
 
-    found = [offer("torch, matrix product", "matrix product", size) for size in {n, few}]
+    sizes = {n, few} if case.series == "main" else {few}
+    found = [offer("torch, matrix product", "matrix product", size) for size in sizes]
     if case.series != "main":
         return found
     torch._dynamo.reset()
-    found += [offer("torch, einsum", "einsum", size) for size in {n, few}]
+    found += [offer("torch, einsum", "einsum", size) for size in sizes]
     small = bp.batch(model, max(n // 10, 100))
     found.append(offer("torch, log-space", "log-space", small, rows=max(n // 10, 100)))
     # Formulations that never won in a class of sizes are left out of it: each takes 5 to 20 s to compile.
