@@ -54,6 +54,7 @@ class Case:
     masked: float = 0.0
     series: str = "main"
     x: float = 0.0
+    quick: bool = False  # leave out what takes a compiler long
     only: tuple[str, ...] = ()  # contestants to keep, by the beginning of their names; () keeps all
 
     @property
@@ -144,7 +145,7 @@ def main_cases(quick: bool) -> list[Case]:
     ]  # fmt: skip
     if quick:
         kept = {"sample", "beliefs-published", "root-published", "mlm-published", "beagle-0.2"}
-        cases = [replace(c, groups=tuple(g for g in c.groups if g != "numba"))
+        cases = [replace(c, quick=True, groups=tuple(g for g in c.groups if g != "numba"))
                  for c in cases if c.name in kept]  # fmt: skip
     return cases
 

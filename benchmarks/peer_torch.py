@@ -58,10 +58,11 @@ def offers(case: Case, evidence: Any) -> list[Offer]:
     small = bp.batch(model, max(n // 10, 100))
     found.append(offer("torch, log-space", "log-space", small, rows=max(n // 10, 100)))
     # Formulations that never won in a class of sizes are left out of it: each takes 5 to 20 s to compile.
-    forms = ["einsum", "matrix product"] if case.question == "beliefs" else ["matrix product"]
+    forms = ["matrix product"]
+    forms += ["einsum"] if case.question == "beliefs" and not case.quick else []
     forms += ["symbol-major"] if model.vocab_size <= 6 else []
     found += [offer("torch, compiled", form, few, compiled=True) for form in forms]
-    if model.grammar.n_rules <= UNROLLED_RULES:
+    if model.grammar.n_rules <= UNROLLED_RULES and not case.quick:
         found.append(offer("torch, compiled, rules unrolled", "rules unrolled", few, compiled=True))
     return found
 
