@@ -124,7 +124,7 @@ def main_cases(quick: bool) -> list[Case]:
         }),
         Case("sample-uniform", "sample", "uniform", 4, 1_000_000, ("hfilter", "torch", "jax")),
     ]  # fmt: skip
-    sizes = [("published", 4, 50_000, 25.0), ("forbidden", 4, 20_000, 10.0), ("q8", 6, 4_000, 10.0),
+    sizes = [("published", 4, 20_000, 25.0), ("forbidden", 4, 10_000, 10.0), ("q8", 6, 2_000, 10.0),
              ("q16", 6, 1_000, 10.0), ("dense16", 4, 2_000, 0.0)]  # fmt: skip
     for model, depth, n, beliefs in sizes:
         dense = model == "dense16"

@@ -14,7 +14,7 @@ from cases import OURS, Case, check, write_inputs
 from process import Child, Unavailable
 
 DISTURBED = 0.9  # share of its core below which a round of one thread is taken again
-AGAIN = 2  # times at most
+AGAIN = 1  # times at most
 
 
 @dataclass

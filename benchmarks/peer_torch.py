@@ -55,8 +55,9 @@ def offers(case: Case, evidence: Any) -> list[Offer]:
         return found
     torch._dynamo.reset()
     found += [offer("torch, einsum", "einsum", size) for size in sizes]
-    small = bp.batch(model, max(n // 10, 100))
-    found.append(offer("torch, log-space", "log-space", small, rows=max(n // 10, 100)))
+    slow = max(n // 40, 100)
+    small = bp.batch(model, slow)
+    found.append(offer("torch, log-space", "log-space", small, rows=slow))
     # Formulations that never won in a class of sizes are left out of it: each takes 5 to 20 s to compile.
     forms = ["matrix product"]
     forms += ["einsum"] if case.question == "beliefs" and not case.quick else []

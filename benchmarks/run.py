@@ -55,7 +55,9 @@ def main() -> int:
     training = [] if options.only else _training(options.quick)
     text = report.tables(results, training, machine, missing, wrong)
     print(text)
-    if options.write:
+    if options.write and options.only:
+        print("nothing is written: the page holds all cases or none")
+    elif options.write:
         report.write(HERE, text, [r.row | machine for r in results])
         report.figures(HERE.parent / "docs" / "figures", [r.row for r in results])
     print(f"{time.perf_counter() - began:.0f} s")
