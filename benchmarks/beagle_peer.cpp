@@ -50,7 +50,8 @@ int main(int argc, char** argv) {
     BeagleInstanceDetails details;
     int instance = -1; // the widest vectors that this build of the library has
     for (long vector : {long(BEAGLE_FLAG_VECTOR_AVX), long(BEAGLE_FLAG_VECTOR_SSE), long(BEAGLE_FLAG_VECTOR_NONE)}) {
-        instance = beagleCreateInstance(leaves, inner, leaves, q, n, 1, 2, 1, 0, nullptr, 0, 0, required | vector, &details);
+        instance =
+            beagleCreateInstance(leaves, inner, leaves, q, n, 1, 2, 1, 0, nullptr, 0, 0, required | vector, &details);
         if (instance >= 0) break;
     }
     if (instance < 0) return fail("no instance", instance);

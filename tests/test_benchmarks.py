@@ -106,3 +106,19 @@ def test_samplers_are_held_to_joint_laws(harness: Any, tmp_path: Path) -> None:
         cases.check(case, "torch", biased, tmp_path)
     with pytest.raises(cases.WrongAnswer, match="shape"):
         cases.check(case, "torch", leaves[:, :2], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "slower"), [((80.0, 82.0, 81.0), True), ((80.0, 120.0, 100.0), False)]
+)
+def test_a_slower_revision_is_told_from_noise(
+    harness: Any, head: tuple[float, ...], slower: bool
+) -> None:
+    contest, cases = harness
+    compare = importlib.import_module("compare")
+    case = cases.Case("test", "root", "published", 3, 1, ())
+    pair = [
+        contest.Result(case, "head", "", 1, list(head)),
+        contest.Result(case, "base", "", 1, [100.0, 101.0, 99.0]),
+    ]
+    assert compare._row(case, pair, 0.9) is slower
