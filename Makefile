@@ -3,7 +3,7 @@
 #   HFILTER_PURE=1        no compiler: the pure-Python package, in an environment of its own (.venv-pure)
 #   PYTEST_ARGS='-k tree' further arguments for pytest
 .DEFAULT_GOAL := help
-.PHONY: help install test demo bench lint format stubs check-stubs sanitize clean
+.PHONY: help install test demo bench bench-compare lint format stubs check-stubs sanitize clean
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -45,8 +45,24 @@ test: install ## all tests, and the examples in the docstrings, against the inst
 demo: install ## the main job: ten million sequences, exact accuracies, a small encoder beside them, a report
 	$(BIN)/hfilter demo $(DEMO_ARGS)
 
-bench: install ## every contestant checked, then timed; QUICK=1: a minute, and the table is not rewritten
-	$(BIN)/pytest benchmarks -o pythonpath=benchmarks -q --benchmark-disable-gc $(if $(QUICK),--quick,--write-table) $(BENCH_ARGS)
+# Peers: JAX from the extra `bench`; BEAGLE if its headers are here (Debian and Ubuntu: libhmsbeagle-dev), else it is
+# left out and the page says so. BENCH_ARGS='--only beliefs' asks for some cases.
+$(VENV)/bench.stamp: $(VENV)/installed.stamp
+	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir='build/{wheel_tag}' '.[bench]'
+	@touch $@
+
+build/beagle_peer: benchmarks/beagle_peer.cpp
+	@mkdir -p build
+	@flags=$$(pkg-config --cflags --libs hmsbeagle-1 2>/dev/null) \
+	    && $${CXX:-c++} -O3 -std=c++17 -Wall -Wextra $< -o $@ $$flags \
+	    || echo "no BEAGLE here (libhmsbeagle-dev and pkg-config): that contestant is left out"
+
+bench: $(VENV)/bench.stamp build/beagle_peer ## every contestant checked, then timed, in turn; QUICK=1: a minute, nothing is written
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick,--write) $(BENCH_ARGS)
+
+bench-compare: $(VENV)/installed.stamp ## BASE=revision [HEAD=revision]: fails if a hot call became slower
+	@test -n "$(BASE)" || { echo "which revision to compare with: make bench-compare BASE=main~1" >&2; exit 1; }
+	$(BIN)/python benchmarks/compare.py '$(BASE)' '$(or $(HEAD),HEAD)' $(BENCH_ARGS)
 
 lint: install check-stubs ## ruff, mypy --strict, clang-format, stubs of the compiled module
 	$(BIN)/ruff check .

@@ -1,0 +1,84 @@
+"""`make bench`: check, time, print the table, draw the figures, write README.md and results.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import report
+from cases import Case, WrongAnswer, latency_cases, main_cases, scaling_cases
+from contest import Contest, Result
+from process import HERE, ONE_THREAD
+
+GROUPS = ["hfilter", "torch", "jax", "numpy", "numba", "beagle"]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a minute: few cases, few rounds")
+    parser.add_argument(
+        "--write", action="store_true", help="rewrite README.md, results.jsonl, figures"
+    )
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--rounds", type=int, help="rounds of each case of the table")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    rounds = options.rounds or (3 if options.quick else 11)
+    seconds = 0.02 if options.quick else 0.04
+    cases = [*main_cases(options.quick), *latency_cases(), *scaling_cases(options.quick)]
+    cases = [case for case in cases if options.only in case.name]
+    results: list[Result] = []
+    wrong: list[str] = []
+    machine = report.machine()
+    with Contest(GROUPS) as contest:
+        machine.update(contest.about)
+        for who, reason in contest.missing.items():
+            print(f"{who} is left out: {reason}", flush=True)
+        for case in cases:
+            few = case.series not in ("main", "latency")
+            try:
+                found = contest.run(case, 3 if few else rounds, 0.01 if few else seconds)
+            except WrongAnswer as error:
+                wrong.append(str(error))
+                print(f"NOT TIMED  {case.name}: {error}", flush=True)
+                continue
+            results += found
+            _say(case, found, time.perf_counter() - began)
+        missing = contest.missing
+    training = [] if options.only else _training(options.quick)
+    text = report.tables(results, training, machine, missing, wrong)
+    print(text)
+    if options.write and options.only:
+        print("nothing is written: the page holds all cases or none")
+    elif options.write:
+        report.write(HERE, text, [r.row | machine for r in results])
+        report.figures(HERE.parent / "docs" / "figures", [r.row for r in results])
+    print(f"{time.perf_counter() - began:.0f} s")
+    return 1 if wrong else 0
+
+
+def _say(case: Case, found: list[Result], elapsed: float) -> None:
+    best = ", ".join(f"{r.who} {r.rate:.3g}" for r in sorted(found, key=lambda r: -r.rate)[:3])
+    print(f"{elapsed:4.0f} s  {case.name}: {best}", flush=True)
+
+
+def _training(quick: bool) -> list[dict[str, Any]]:
+    """Rows of training.py, from a process of its own."""
+    command = [sys.executable, str(Path(__file__).parent / "training.py")]
+    command += ["--quick"] if quick else []
+    run = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True)
+    if run.returncode:
+        print(f"training is left out: {run.stderr.strip().splitlines()[-1]}")
+        return []
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
