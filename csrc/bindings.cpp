@@ -8,6 +8,7 @@
 #include <cfenv>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -107,6 +108,23 @@ class Model {
         c_.levels = levels_.data();
     }
     const hf_model& c() const { return c_; }
+
+    // The table of small subtrees, computed by the first call that is large enough to be worth it.
+    void lend_table(const hf_backend* backend, hf_infer_args& args) {
+        const hf_table_size size = backend->table_size(&c_);
+        if (!args.tokens || args.value_bytes != 4 || size.powers == 0) return;
+        const std::lock_guard<std::mutex> lock(table_mutex_);
+        if (table_powers_.empty()) {
+            if (args.n < size.powers / 4) return;
+            std::vector<float> values(static_cast<size_t>(size.values));
+            std::vector<int32_t> powers(static_cast<size_t>(size.powers));
+            if (hf_fill_table(backend, &c_, values.data(), powers.data()) != HF_OK) return;
+            table_values_ = std::move(values);
+            table_powers_ = std::move(powers);
+        }
+        args.table_values = table_values_.data();
+        args.table_powers = table_powers_.data();
+    }
     int64_t nodes(int d) const { return power(c_.arity, d); }
     int64_t alphabet(int d) const { return c_.alphabets[d]; }
 
@@ -144,6 +162,9 @@ class Model {
     }
 
     hf_model c_{};
+    std::mutex table_mutex_;
+    std::vector<float> table_values_;
+    std::vector<int32_t> table_powers_;
     std::vector<hf_level> levels_;
     std::vector<View> views_;
 };
@@ -186,7 +207,7 @@ void sample(const std::string& isa, const Model& model, int64_t n, uint64_t seed
     check(status);
 }
 
-void infer(const std::string& isa, const Model& model, int64_t n, const py::object& tokens, const py::object& mask,
+void infer(const std::string& isa, Model& model, int64_t n, const py::object& tokens, const py::object& mask,
            const py::object& log_fields, int32_t value_bytes, const py::object& log_evidence, const py::object& root,
            const py::list& beliefs, const py::object& leave_one_out, const py::object& status, int32_t num_threads) {
     const hf_backend* backend = find_backend(isa);
@@ -212,21 +233,24 @@ void infer(const std::string& isa, const Model& model, int64_t n, const py::obje
         views.push_back(view(o, value, true, n * model.nodes(d) * model.alphabet(d), "beliefs"));
         pointers.push_back(views.back().data<void>());
     }
-    const hf_infer_args args{n,
-                             token_view.data<const void>(),
-                             mask_view.data<const uint8_t>(),
-                             field_view.data<const void>(),
-                             token_view.itemsize(),
-                             field_view.itemsize(),
-                             value_bytes,
-                             evidence_view.data<double>(),
-                             root_view.data<void>(),
-                             pointers.data(),
-                             one_out_view.data<void>(),
-                             status_view.data<uint8_t>()};
+    hf_infer_args args{n,
+                       token_view.data<const void>(),
+                       mask_view.data<const uint8_t>(),
+                       field_view.data<const void>(),
+                       token_view.itemsize(),
+                       field_view.itemsize(),
+                       value_bytes,
+                       evidence_view.data<double>(),
+                       root_view.data<void>(),
+                       pointers.data(),
+                       one_out_view.data<void>(),
+                       status_view.data<uint8_t>(),
+                       nullptr,
+                       nullptr};
     int32_t result;
     {
         const py::gil_scoped_release release;
+        model.lend_table(backend, args);
         result = hf_infer(backend, &m, &args, num_threads);
     }
     check(result);

@@ -178,4 +178,15 @@ int32_t hf_infer(const hf_backend* b, const hf_model* m, const hf_infer_args* ar
     });
 }
 
+int32_t hf_fill_table(const hf_backend* b, const hf_model* m, float* values, int32_t* powers) {
+    if (!usable(b, m) || !values || !powers) return HF_BAD_ARGUMENT;
+    return guarded([&] {
+        const IeeeEnvironment environment;
+        const Scratch scratch(b->fill_scratch(m));
+        if (!scratch.get()) return HF_OUT_OF_MEMORY;
+        b->fill_table(m, values, powers, scratch.get());
+        return HF_OK;
+    });
+}
+
 } // extern "C"

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HF_ABI_VERSION 1
+#define HF_ABI_VERSION 2
 #define HF_MAX_ARITY 32
 
 #ifdef __cplusplus
@@ -87,7 +87,17 @@ typedef struct hf_infer_args {
     void* const* beliefs;   // (depth + 1) outputs (n, arity^d, q_d); null = not wanted; [0] unused
     void* leave_one_out;    // (n, L, q), or null
     uint8_t* status;        // (n) of hf_row_status
+    // A table of the upward messages of small subtrees of tokens, filled by hf_fill_table; null = none. Answers are
+    // the same to the last bit with it and without it.
+    const float* table_values;
+    const int32_t* table_powers;
 } hf_infer_args;
+
+// How large such a table is for a model; 0 entries: it has none.
+typedef struct hf_table_size {
+    int64_t values;
+    int64_t powers;
+} hf_table_size;
 
 typedef struct hf_backend {
     int32_t abi_version;
@@ -100,6 +110,10 @@ typedef struct hf_backend {
     void (*infer)(const hf_model*, const hf_infer_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     int32_t lanes32;
     int32_t lanes64;
+    hf_table_size (*table_size)(const hf_model*);
+    // Fills a table, with 64-byte aligned scratch of fill_scratch bytes.
+    size_t (*fill_scratch)(const hf_model*);
+    void (*fill_table)(const hf_model*, float* values, int32_t* powers, void* scratch);
 } hf_backend;
 
 // Instruction sets of this build, best first, whether or not this machine can run them.
@@ -111,6 +125,7 @@ int32_t hf_backend_supported(int32_t i); // 1 when this processor and operating 
 // set to the IEEE default, and restored. Results do not depend on `num_threads`.
 int32_t hf_sample(const hf_backend*, const hf_model*, const hf_sample_args*, int32_t num_threads);
 int32_t hf_infer(const hf_backend*, const hf_model*, const hf_infer_args*, int32_t num_threads);
+int32_t hf_fill_table(const hf_backend*, const hf_model*, float* values, int32_t* powers);
 
 #ifdef __cplusplus
 }

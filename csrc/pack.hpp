@@ -259,6 +259,32 @@ HF_INLINE typename LaneType<double, P::lanes>::type log_scaled(typename P::V x, 
     return z == 0 ? V{} - __builtin_inf() : (power + e) * 0.693147180559945309417 + log;
 }
 
+// Value by value to another type of as many lanes; and a pack from memory of any alignment.
+template <class To, int N, class From> HF_INLINE To convert_lanes(From from) {
+    if constexpr (N == 1) return static_cast<To>(from);
+    else return __builtin_convertvector(from, To);
+}
+template <class V> HF_INLINE V load_lanes(const void* from) {
+    V v;
+    __builtin_memcpy(&v, from, sizeof(v));
+    return v;
+}
+
+// A pack from its quarters (or halves, or whole) of 16 bytes, wherever they lie.
+template <class V, int Quarters> HF_INLINE V from_quarters(const char* const* quarters) {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (Quarters == 4) {
+        const auto quarter = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(quarters[i])); };
+        const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(0)), quarter(1), 1);
+        const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(2)), quarter(3), 1);
+        return (V)_mm512_maskz_inserti64x4(0xFF, _mm512_zextsi256_si512(low), high, 1);
+    }
+#endif
+    V v;
+    for (int i = 0; i < Quarters; ++i) __builtin_memcpy(reinterpret_cast<char*>(&v) + 16 * i, quarters[i], 16);
+    return v;
+}
+
 // Writes one pack past the caches, to memory that nobody reads soon; `out` must be aligned to the pack.
 template <class V> HF_INLINE void stream_store(void* out, const V& x) {
 #if defined(__AVX512F__) && !defined(__CUDACC__)

@@ -1,0 +1,253 @@
+// Rows of memory into lanes, and back: tokens, fields, messages. For processors; a CUDA thread reads its own row.
+#pragma once
+
+#include "tree_kernels.hpp"
+
+namespace HF_NAMESPACE {
+namespace {
+
+// Rows of N lanes of 32-bit words, `n` a row, to memory as tokens: four bytes or two halves of one row make a
+// word, and a transposition of words makes 16 bytes of a row.
+template <int N, class Token>
+void store_tokens(const typename LaneType<uint32_t, N>::type* x, int64_t n, int count, Token* out) {
+    using U = typename LaneType<uint32_t, N>::type;
+    constexpr int per_word = 4 / sizeof(Token);
+    int64_t i = 0;
+    if constexpr (N >= 4) {
+        if (n == 1 && count == N) { // one token a row: the lanes are what memory wants
+            using Tokens = typename LaneType<Token, N>::type;
+            const Tokens narrow = __builtin_convertvector(x[0], Tokens);
+            __builtin_memcpy(out, &narrow, sizeof(narrow));
+            return;
+        }
+        const auto word = [&](int64_t at) {
+            U w = x[at];
+            for (int b = 1; b < per_word; ++b) w |= x[at + b] << (8 * static_cast<int>(sizeof(Token)) * b);
+            return w;
+        };
+        for (; i + 4 * per_word <= n; i += 4 * per_word) {
+            U w[4] = {word(i), word(i + per_word), word(i + 2 * per_word), word(i + 3 * per_word)};
+            transpose<N, 4>(w);
+            for (int l = 0; l < count; ++l)
+                __builtin_memcpy(out + l * n + i, reinterpret_cast<const char*>(&w[l & 3]) + 16 * (l / 4), 16);
+        }
+        for (; i + per_word <= n; i += per_word) {
+            const U w = word(i);
+            for (int l = 0; l < count; ++l) {
+                const uint32_t bytes = w[l];
+                __builtin_memcpy(out + l * n + i, &bytes, 4);
+            }
+        }
+    }
+    for (; i < n; ++i)
+        for (int l = 0; l < count; ++l) out[l * n + i] = static_cast<Token>(element(const_cast<U&>(x[i]), l));
+}
+
+// Rows of one pack: lanes past the last row repeat the first, and are not stored.
+struct Rows {
+    int64_t n; // of the whole call
+    int64_t first;
+    int count;
+    int64_t operator()(int l) const { return first + (l < count ? l : 0); }
+};
+
+// Four packs of words of which every row has its sixteen bytes: word i of row l is lane l of w[i].
+template <int N> HF_INLINE void load_words(const void* bytes, int64_t stride, const Rows& rows,
+                                           typename LaneType<uint32_t, N>::type* w) {
+    const char* from = static_cast<const char*>(bytes);
+    if constexpr (N >= 4) {
+        for (int l = 0; l < 4; ++l) {
+            const char* quarters[N / 4];
+            for (int b = 0; b < N / 4; ++b) quarters[b] = from + rows(4 * b + l) * stride;
+            w[l] = from_quarters<typename LaneType<uint32_t, N>::type, N / 4>(quarters);
+        }
+        transpose<N, 4>(w);
+    }
+}
+
+// The symbols of all leaves as words, one pack a leaf: q stands for a hidden one, and for any larger token.
+template <int N, class Token> HF_INLINE void load_symbols_of(const hf_model& m, const hf_infer_args& args,
+                                                             const Rows& rows,
+                                                             typename LaneType<uint32_t, N>::type* out) {
+    using U = typename LaneType<uint32_t, N>::type;
+    const int64_t n = n_nodes(m, m.depth);
+    const U q = U{} + static_cast<uint32_t>(m.alphabets[m.depth]);
+    const Token* tokens = static_cast<const Token*>(args.tokens);
+    int64_t j = 0;
+    if constexpr (N >= 4 && sizeof(Token) == 1)
+        for (; j + 16 <= n; j += 16) {
+            U words[4], hidden[4] = {};
+            load_words<N>(tokens + j, n, rows, words);
+            if (args.mask) load_words<N>(args.mask + j, n, rows, hidden);
+            for (int b = 0; b < 16; ++b) {
+                const U token = words[b / 4] >> (b % 4 * 8) & 255u;
+                out[j + b] = (hidden[b / 4] >> (b % 4 * 8) & 255u) != 0 ? q : smaller(token, q);
+            }
+        }
+    for (; j < n; ++j) {
+        U token{};
+        for (int l = 0; l < N; ++l) {
+            const int64_t at = rows(l) * n + j;
+            element(token, l) = args.mask && args.mask[at] ? 0xFFFFFFFFu : tokens[at];
+        }
+        out[j] = smaller(token, q);
+    }
+}
+
+template <class P> HF_INLINE void load_symbols(const hf_model& m, const hf_infer_args& args, const Rows& rows,
+                                               typename LaneType<uint32_t, P::lanes>::type* out) {
+    if (args.token_bytes == 1) load_symbols_of<P::lanes, uint8_t>(m, args, rows, out);
+    else load_symbols_of<P::lanes, uint16_t>(m, args, rows, out);
+}
+
+// Tokens become 0, or 1 for what they allow. The symbols lie where the messages will, and make room from the last on.
+template <class P> void load_tokens(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu) {
+    using V = typename P::V;
+    using U = typename LaneType<uint32_t, P::lanes>::type;
+    const int q = m.alphabets[m.depth];
+    U* symbols = reinterpret_cast<U*>(nu);
+    load_symbols<P>(m, args, rows, symbols);
+    for (int64_t j = n_nodes(m, m.depth) - 1; j >= 0; --j) {
+        const V symbol = convert_lanes<V, P::lanes>(convert_lanes<typename P::I, P::lanes>(load_lanes<U>(symbols + j)));
+        const V hidden = symbol == static_cast<typename P::Scalar>(q) ? splat<P>(1) : V{};
+        for (int x = 0; x < q; ++x) nu[j * q + x] = symbol == static_cast<typename P::Scalar>(x) ? splat<P>(1) : hidden;
+    }
+}
+
+// Asks for the next rows while the present ones are computed: part `part` of `parts` of their `bytes` bytes each.
+HF_INLINE void prefetch_rows(const void* rows, int64_t bytes, int64_t part, int64_t parts) {
+    const char* from = static_cast<const char*>(rows);
+    for (int64_t at = bytes * part / parts & ~int64_t(63); at < bytes * (part + 1) / parts; at += 64)
+        __builtin_prefetch(from + at, 0, 3);
+}
+
+// Reads `size` values of every row, from `values` on with rows `stride` apart, into as many packs.
+template <class P> HF_INLINE void load_rows(const typename P::Scalar* values, int64_t stride, const Rows& rows,
+                                            int64_t size, typename P::V* out) {
+    constexpr int N = P::lanes;
+    if constexpr (N == 1) {
+        __builtin_memcpy(out, values + rows.first * stride, static_cast<size_t>(size) * sizeof(*out));
+        return;
+    } else {
+        for (int64_t done = 0; size >= N && done < size; done += N) {
+            const int64_t at = done < size - N ? done : size - N; // the last block may overlap the one before
+            for (int l = 0; l < N; ++l) __builtin_memcpy(out + at + l, values + rows(l) * stride + at, sizeof(*out));
+            transpose<N, N>(out + at);
+        }
+        for (int64_t i = 0; size < N && i < size; ++i)
+            for (int l = 0; l < N; ++l) set_lane<P>(out[i], l, values[rows(l) * stride + i]);
+    }
+}
+
+// Results of this size would push everything else out of the caches, and be gone from them when they are read.
+constexpr int64_t kStreamBytes = int64_t(4) << 20;
+
+// The reverse.
+template <class P>
+HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t size, typename P::Scalar* out) {
+    constexpr int N = P::lanes;
+    const bool stream = rows.n * size * static_cast<int64_t>(sizeof(*out)) >= kStreamBytes && size % N == 0 &&
+                        reinterpret_cast<uintptr_t>(out) % sizeof(*x) == 0;
+    if constexpr (N == 1) {
+        __builtin_memcpy(out + rows.first * size, x, static_cast<size_t>(size) * sizeof(*x));
+        return;
+    } else {
+        for (int64_t done = 0; size >= N && done < size; done += N) {
+            const int64_t at = done < size - N ? done : size - N;
+            typename P::V block[N];
+            for (int i = 0; i < N; ++i) block[i] = x[at + i];
+            transpose<N, N>(block);
+            typename P::Scalar* to = out + rows.first * size + at;
+            if (stream)
+                for (int l = 0; l < rows.count; ++l, to += size) stream_store(to, block[l]);
+            else
+                for (int l = 0; l < rows.count; ++l, to += size) __builtin_memcpy(to, &block[l], sizeof(*x));
+        }
+        int64_t i = 0;
+        if constexpr (N >= 4) // short rows, four values at a time
+            for (; size < N && i + 4 <= size; i += 4) {
+                typename P::V block[4] = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+                transpose<N, 4>(block);
+                constexpr int bytes = 4 * sizeof(*out);
+                for (int l = 0; l < rows.count; ++l)
+                    __builtin_memcpy(out + (rows.first + l) * size + i,
+                                     reinterpret_cast<const char*>(&block[l & 3]) + l / 4 * bytes, bytes);
+            }
+        for (; size < N && i < size; ++i)
+            for (int l = 0; l < rows.count; ++l) out[(rows.first + l) * size + i] = lane<P>(x[i], l);
+    }
+}
+
+struct True {
+    constexpr operator bool() const { return true; }
+};
+struct False {
+    constexpr operator bool() const { return false; }
+};
+
+// Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
+template <class P, int Q, class Field>
+void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
+                 typename LaneType<double, P::lanes>::type& shift, Range<P>& range, typename P::Scalar& bound) {
+    using V = typename P::V;
+    using T = typename P::Scalar;
+    constexpr int N = P::lanes;
+    using Given = typename LaneType<Field, N>::type; // a field in every lane
+    using Wide = typename LaneType<decltype(T() + Field()), N>::type;
+    const int64_t n = n_nodes(m, m.depth);
+    const int q = Q > 0 ? Q : m.alphabets[m.depth];
+    const Field* fields = static_cast<const Field*>(args.log_fields);
+    const Field minus_infinity = -static_cast<Field>(__builtin_inf());
+    const auto field = [&](int64_t at) {
+        if constexpr (sizeof(Field) == sizeof(T)) return nu[at];
+        else {
+            Given h{};
+            for (int l = 0; l < N; ++l) reinterpret_cast<Field*>(&h)[l] = fields[rows(l) * n * q + at];
+            return h;
+        }
+    };
+    const auto convert = [](auto from, auto like) {
+        if constexpr (N == 1) return static_cast<decltype(like)>(from);
+        else return __builtin_convertvector(from, decltype(like));
+    };
+    const int64_t pack_bytes = n * q * N * static_cast<int64_t>(sizeof(Field));
+    const Field* next = rows.first + 2 * N <= args.n ? fields + (rows.first + N) * n * q : nullptr;
+    V lowest{}; // relative to the largest field of the leaf: of all fields, or of the finite ones if `careful`
+    const auto all_leaves = [&](auto careful) {
+        if constexpr (sizeof(Field) == sizeof(T)) load_rows<P>(fields, n * q, rows, n * q, nu);
+        shift = typename LaneType<double, N>::type{};
+        lowest = V{};
+        for (int64_t j = 0; j < n; ++j) {
+            if (!careful && next) prefetch_rows(next, pack_bytes, j, n);
+            V* out = nu + j * q;
+            Given top = field(j * q);
+            for (int x = 1; x < q; ++x) top = larger(top, field(j * q + x));
+            top = top > minus_infinity ? top : Given{};
+            shift += convert(top, typename LaneType<double, N>::type{});
+            const Wide origin = convert(top, Wide{});
+            V least{};
+            for (int x = 0; x < q; ++x) {
+                const Given h = field(j * q + x);
+                const V below = convert(convert(h, Wide{}) - origin, V{});
+                if constexpr (careful) {
+                    const V excluded = convert(h > minus_infinity ? Given{} : Given{} + 1, V{});
+                    least = smaller(least, excluded == 0 ? below : V{});
+                } else {
+                    least = smaller(least, below);
+                }
+                out[x] = exp_nonpositive<P>(below);
+            }
+            lowest = smaller(lowest, least);
+        }
+    };
+    all_leaves(False{});
+    // Something became zero? If it was finite, only too far below for the type, it must not pass for impossible.
+    if (lowest_lane<P>(lowest) < Format<T>::exp_lowest) all_leaves(True{});
+    range.lost |= as_mask<P>(lowest < splat<P>(Format<T>::exp_lowest));
+    const V least = exp_nonpositive<P>(lowest);
+    range.watch(least);
+    bound = lowest_lane<P>(least > 0 ? least : splat<P>(1)); // what was lost needs no bound
+}
+
+} // namespace
+} // namespace HF_NAMESPACE

@@ -1,0 +1,135 @@
+// Upward messages of small subtrees, looked up: what stands below a node near the leaves is one of a few thousand
+// combinations of tokens, so its message is computed once, by the text itself, and read ever after.
+#pragma once
+
+#include "cpu_rows.hpp"
+
+namespace HF_NAMESPACE {
+namespace {
+
+constexpr int64_t kTableBytes = int64_t(256) << 10; // what a second-level cache holds beside everything else
+constexpr int kTableHeight = 2;                     // levels below the node
+
+// Of a model's table: subtrees of `height` levels, rows of `stride` values, entry c for the tokens whose digits in
+// base q + 1 are c.
+struct TableShape {
+    int height = 0; // 0: no table
+    int64_t leaves = 1, combinations = 1, stride = 0;
+
+    explicit TableShape(const hf_model& m) {
+        const int64_t base = int64_t(m.alphabets[m.depth]) + 1;
+        for (int h = 1; h <= kTableHeight && h <= m.depth - m.filter_level; ++h) {
+            const int64_t below = n_nodes(m, h), wide = (m.alphabets[m.depth - h] + 3) / 4 * 4;
+            int64_t count = 1;
+            for (int64_t j = 0; j < below && count <= kTableBytes; ++j) count *= base;
+            if (count * (wide + 1) * static_cast<int64_t>(sizeof(float)) > kTableBytes) break;
+            height = h;
+            leaves = below;
+            combinations = count;
+            stride = wide;
+        }
+    }
+};
+
+// What was taken out of a subtree's messages, and how much cancelled on its levels, in one word.
+constexpr int kCancelBits = 8;
+template <class I> HF_INLINE I pack_powers(I total, I cancelled, I cancelled_above) {
+    return total << (2 * kCancelBits) | cancelled_above << kCancelBits | cancelled;
+}
+
+// Scratch of filling, in packs: symbols or messages of the subtree's levels.
+inline int64_t fill_packs(const hf_model& m) {
+    int64_t packs = 0;
+    const TableShape shape(m);
+    for (int h = 0; h <= shape.height; ++h) packs += n_nodes(m, shape.height - h) * m.alphabets[m.depth - h];
+    return packs;
+}
+
+// Entries first … first + N - 1; `values` is laid out as the table is.
+template <class P> void fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
+                                   float* values, int32_t* powers) {
+    using I = typename P::I;
+    const int q = m.alphabets[m.depth];
+    Range<P> range(Numbers<float>::tiny(m));
+    typename P::V* below = scratch;
+    for (int l = 0; l < P::lanes; ++l) {
+        int64_t rest = first + l < shape.combinations ? first + l : 0;
+        for (int64_t j = shape.leaves - 1; j >= 0; --j, rest /= q + 1)
+            for (int x = 0; x < q; ++x)
+                set_lane<P>(below[j * q + x], l, rest % (q + 1) == x || rest % (q + 1) == q ? 1.0f : 0.0f);
+    }
+    I total{}, cancelled[kTableHeight + 1] = {};
+    for (int h = 1; h <= shape.height; ++h) {
+        const int d = m.depth - h;
+        const int64_t n = n_nodes(m, shape.height - h);
+        typename P::V* nu = below + n * m.arity * m.alphabets[d + 1];
+        float bound = 0; // watched, in vain: the table serves only where nothing is in danger
+        const I before = range.spent;
+        upward_level<P, 0, 0>(m.levels[d], m.arity, n, below, nu, total, range, bound);
+        cancelled[h] = range.spent - before;
+        below = nu;
+    }
+    const I packed = pack_powers<I>(total, cancelled[1], cancelled[2]);
+    for (int l = 0; l < P::lanes && first + l < shape.combinations; ++l) {
+        const int qd = m.alphabets[m.depth - shape.height];
+        for (int a = 0; a < shape.stride; ++a)
+            values[(first + l) * shape.stride + a] = a < qd ? lane<P>(below[a], l) : 0.0f;
+        powers[first + l] = lane_int<P>(packed, l);
+    }
+}
+
+// Entry at[l] of lane l, as q packs.
+template <class P>
+HF_INLINE void look_up(const float* values, int64_t stride, const uint32_t* at, int q, typename P::V* out) {
+    constexpr int N = P::lanes;
+    if constexpr (N < 4) {
+        for (int l = 0; l < N; ++l)
+            for (int a = 0; a < q; ++a) set_lane<P>(out[a], l, values[at[l] * stride + a]);
+    } else {
+        for (int a = 0; a < q; a += 4) {
+            typename P::V block[4];
+            for (int l = 0; l < 4; ++l) {
+                const char* quarters[N / 4];
+                for (int b = 0; b < N / 4; ++b)
+                    quarters[b] = reinterpret_cast<const char*>(values + at[4 * b + l] * stride + a);
+                block[l] = from_quarters<typename P::V, N / 4>(quarters);
+            }
+            transpose<N, 4>(block);
+            for (int x = 0; x < 4 && a + x < q; ++x) out[a + x] = block[x];
+        }
+    }
+}
+
+// Messages of all nodes `height` levels above the leaves, from the leaves' symbols. Returns the exponents taken out.
+template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, const TableShape& shape,
+                                                         const hf_infer_args& args,
+                                                         const typename LaneType<uint32_t, P::lanes>::type* symbols,
+                                                         typename P::V* nu, Range<P>& range) {
+    using U = typename LaneType<uint32_t, P::lanes>::type;
+    using I = typename P::I;
+    const uint32_t base = static_cast<uint32_t>(m.alphabets[m.depth]) + 1;
+    const int q = m.alphabets[m.depth - shape.height];
+    const int64_t n = n_nodes(m, m.depth - shape.height);
+    constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
+    I total{}, most{}, most_above{};
+    for (int64_t i = 0; i < n; ++i) {
+        U index = symbols[i * shape.leaves];
+        for (int64_t j = 1; j < shape.leaves; ++j) index = index * base + symbols[i * shape.leaves + j];
+        uint32_t at[P::lanes];
+        __builtin_memcpy(at, &index, sizeof(at));
+        look_up<P>(args.table_values, shape.stride, at, q, nu + i * q);
+        I powers{};
+        for (int l = 0; l < P::lanes; ++l) reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[at[l]];
+        total += powers >> (2 * kCancelBits);
+        most = larger<I>(most, powers & cancel_mask);
+        most_above = larger<I>(most_above, powers >> kCancelBits & cancel_mask);
+    }
+    range.spent += most + most_above;
+    // An impossible subtree took the whole exponent range out.
+    const I empty = as_mask<P>(larger<I>(most, most_above) >= splat_int<P>(Range<P>::bias));
+    range.least_top = empty != 0 ? typename P::V{} : range.least_top;
+    return total;
+}
+
+} // namespace
+} // namespace HF_NAMESPACE
