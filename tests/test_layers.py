@@ -30,9 +30,10 @@ LINES = (
     ("tree",),
     ("flat", "evidence"),
     ("reference",),
-    ("runners",),
+    ("runners", "results"),
+    ("cuda",),
     ("backend",),
-    ("logspace", "provenance", "results"),
+    ("logspace", "provenance"),
     ("exact",),
     ("hfilter",),
     ("oracles", "fit", "theory"),
@@ -155,6 +156,7 @@ def test_the_core_knows_numpy_only() -> None:
             optional = (own, top) in {
                 ("runners", "numba"),
                 ("arrays", "torch"),
+                ("cuda", "torch"),
             }
             assert known or optional, f"{path}:{line} imports {module}"
 

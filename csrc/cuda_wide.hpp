@@ -1,0 +1,101 @@
+// Numbers without a smallest or a largest: a double in [1, 2), or 0, and an exponent of its own.
+//
+// The last rung for evidence so contradictory that it leaves the range of double. The text of
+// tree_kernels.hpp runs on them unchanged; only what scales messages has nothing left to do.
+#pragma once
+
+#include "cuda_launch.hpp"
+
+namespace HF_NAMESPACE {
+
+struct Wide {
+    double value = 0;
+    double exponent = 0; // a whole number; a double, because a field may be 1e300 nats below another
+};
+
+HF_INLINE Wide wide(double value, double exponent = 0) {
+    using D = Pack<double, 1>;
+    if (value == 0) return {};
+    for (int pass = 0; pass < 2; ++pass) { // twice for a subnormal number
+        const int64_t e = ::HF_NAMESPACE::exponent<D>(value);
+        value *= power_of_two<D>(-e);
+        exponent += static_cast<double>(e);
+    }
+    return {value, exponent};
+}
+HF_INLINE Wide operator*(Wide a, Wide b) { return wide(a.value * b.value, a.exponent + b.exponent); }
+HF_INLINE Wide operator*(double a, Wide b) { return wide(a) * b; }
+HF_INLINE Wide operator*(Wide a, double b) { return a * wide(b); }
+HF_INLINE Wide operator/(Wide a, Wide b) { return wide(a.value / b.value, a.exponent - b.exponent); }
+HF_INLINE Wide operator+(Wide a, Wide b) {
+    if (a.value == 0) return b;
+    if (b.value == 0) return a;
+    const Wide& large = a.exponent < b.exponent ? b : a;
+    const Wide& small = a.exponent < b.exponent ? a : b;
+    const double shift = small.exponent - large.exponent;
+    if (shift < -200) return large;
+    return wide(large.value + small.value * power_of_two<Pack<double, 1>>(static_cast<int64_t>(shift)), large.exponent);
+}
+HF_INLINE Wide operator+(Wide a, double b) { return a + wide(b); }
+
+// exp(x) for x <= 0, however low.
+HF_INLINE Wide wide_exp(double x) {
+    if (!(x > -static_cast<double>(INFINITY))) return {};
+    const double k = rint(x * 1.44269504088896340736);
+    if (!(k > -1e15)) return {1, k}; // a last place of x is a factor of e or more
+    return wide(exp((x - k * Format<double>::ln2_hi) - k * Format<double>::ln2_lo), k);
+}
+
+// The pack that makes the text compute with them.
+struct WidePack {
+    using Scalar = double;
+    using Int = int64_t;
+    using V = Wide;
+    using I = int64_t;
+    static constexpr int lanes = 1;
+};
+
+template <> struct Range<WidePack> {
+    int64_t spent = 0, empty = 0;
+    HF_INLINE explicit Range(double) {}
+    HF_INLINE int64_t danger() const { return 0; }
+    HF_INLINE void next_level() {}
+};
+template <> HF_INLINE int64_t rescale<WidePack>(Wide*, int, Range<WidePack>&) { return 0; }
+
+template <> struct WideNumber<WidePack> {
+    Wide value;
+    static HF_INLINE WideNumber of(Wide factor) { return {factor}; }
+    HF_INLINE void multiply(Wide factor) { value = value * factor; }
+};
+template <> HF_INLINE int64_t align<WidePack>(const WideNumber<WidePack>* wide, int q, Wide* x, Range<WidePack>&) {
+    for (int a = 0; a < q; ++a) x[a] = wide[a].value;
+    return 0;
+}
+
+// What the kernels ask of a number besides arithmetic, for the three types.
+template <class V> HF_INLINE bool is_zero(V x) { return x == 0; }
+HF_INLINE bool is_zero(Wide x) { return x.value == 0; }
+template <class V> HF_INLINE double to_double(V x) { return static_cast<double>(x); }
+HF_INLINE double to_double(Wide x) {
+    const double e = x.exponent < -1100 ? -1100 : x.exponent > 1100 ? 1100 : x.exponent;
+    return ldexp(x.value, static_cast<int>(e));
+}
+template <class V> HF_INLINE double log_of(V x) { return log(static_cast<double>(x)); }
+HF_INLINE double log_of(Wide x) { return x.exponent * 0.693147180559945309417 + log(x.value); }
+template <class P> HF_INLINE int64_t bits_below_one(typename P::V x) {
+    const int64_t e = exponent<P>(x);
+    return e < 0 ? -e : 0;
+}
+template <> HF_INLINE int64_t bits_below_one<WidePack>(Wide) { return 0; }
+template <class P> HF_INLINE void times(WideNumber<P>& x, const WideNumber<P>& y) {
+    x.multiply(y.value);
+    x.exponent += y.exponent;
+}
+template <> HF_INLINE void times<WidePack>(WideNumber<WidePack>& x, const WideNumber<WidePack>& y) {
+    x.multiply(y.value);
+}
+template <class P> HF_INLINE int64_t exponent_of(const WideNumber<P>& x) { return x.exponent; }
+template <> HF_INLINE int64_t exponent_of<WidePack>(const WideNumber<WidePack>&) { return 0; }
+
+} // namespace HF_NAMESPACE
