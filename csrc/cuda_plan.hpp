@@ -128,13 +128,17 @@ template <class Token, class Machine> void sample_tokens(const Machine& machine,
     args.seed = call.seed;
     args.start = call.start;
     args.roots = call.roots;
-    for (int d = 0; d <= m.depth; ++d) args.levels[d] = static_cast<Token*>(call.levels[d]);
+    uintptr_t together = 0;
+    for (int d = 0; d <= m.depth; ++d) {
+        args.levels[d] = static_cast<Token*>(call.levels[d]);
+        together |= reinterpret_cast<uintptr_t>(call.levels[d]);
+    }
     args.tables = pack_model(m, base, call.token_bytes, nullptr).tables;
     args.arity = m.arity;
     args.depth = m.depth;
     args.filter_level = m.filter_level;
     args.in_shared = args.tables.size <= kSharedTables && !(force & HF_FORCE_GLOBAL);
-    const bool known = m.arity == 2 && args.in_shared && !(force & HF_FORCE_GENERAL) && sizeof(Token) == 1;
+    const bool known = m.arity == 2 && args.in_shared && together % 16 == 0 && !(force & HF_FORCE_GENERAL);
     const bool whole = known && m.filter_level == 0;
     const int free_levels = m.depth - m.filter_level;
     if constexpr (sizeof(Token) == 1) {
@@ -282,7 +286,8 @@ template <class Machine> class Inference {
         machine_.clear(second_);
         if (args_.value_bytes == 4) {
             call_.suspects = first_;
-            if (!(force_ & HF_FORCE_GENERAL) && is_resident(m_, call_)) run_resident(machine_, m_, call_, force_);
+            if (!(force_ & HF_FORCE_GENERAL) && is_resident(m_, call_))
+                run_resident(machine_, m_, call_, force_ & HF_FORCE_FEW_BLOCKS);
             else if (m_.arity == 2) general<Pack<float, 1>, float, 2>(nullptr);
             else general<Pack<float, 1>, float, 0>(nullptr);
             call_.suspects = second_;

@@ -69,6 +69,7 @@ HF_INLINE uint32_t search(const uint32_t* cuts, int bits, uint32_t word) {
         const Line row = *reinterpret_cast<const Line*>(cuts);
         return (row.word[0] <= w) + (row.word[1] <= w) + (row.word[2] <= w);
     }
+    HF_NO_UNROLL
     for (int b = bits - 1; b >= 0; --b) {
         const uint32_t next = position + (1u << b);
         position = cuts[next - 1] <= w ? next : position;

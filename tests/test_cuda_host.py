@@ -137,9 +137,7 @@ def test_token_posteriors(name: str, dtype: str, road: str) -> None:
     model = test_agreement.build(name)
     want, want_evidence = reference(name, dtype, False)
     allowed = FUSED_ULPS if road in RESIDENT_ROADS and dtype == "float32" else 0
-    for n in SIZES:
-        if n > len(want_evidence):
-            continue
+    for n in (0, 1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129):
         got, evidence = test_agreement.answers(name, dtype, False, n, BACKEND)
         for key, value in got.items():
             assert test_agreement.ulps_apart(value, want[key][:n]) <= allowed, f"{key}, n = {n}"
