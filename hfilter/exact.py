@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cuda
+from . import device as _device
 from .arrays import Wrap, allocate, to_device, value_type
 from .backend import default_threads, get_backend
 from .checks import check_int, check_seed
@@ -127,9 +127,9 @@ class TreeModel(TreeStructure):
         n = check_int("n", n, 0, 2**62)
         seed = check_seed("seed", seed)
         start = check_int("start", start, 0, 2**64 - n)
-        place = cuda.place_of(roots, out, device=device)
+        place = _device.place_of(roots, out, device=device)
         if place is not None:
-            return cuda.sample_tensors(self, place, n, seed, start, roots, levels, backend, out)
+            return _device.sample_tensors(self, place, n, seed, start, roots, levels, backend, out)
         runner, threads = _runner(backend, num_threads)
         wrap = to_device(device)
         given = None if roots is None else check_roots(self, roots, n)
@@ -308,10 +308,10 @@ class TreeModel(TreeStructure):
     ) -> tuple[Outputs, Wrap]:
         """Check the evidence, allocate what is wanted (see `_outputs`), and fill it."""
         kind = value_type(dtype)
-        place = cuda.place_of(leaves, mask, log_fields)
+        place = _device.place_of(leaves, mask, log_fields)
         if place is not None:
             question = (self, place, leaves, mask, log_fields, kind, backend)
-            return cuda.infer_tensors(*question, **wanted), lambda x: x
+            return _device.infer_tensors(*question, **wanted), lambda x: x
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         out = self._outputs(n, kind, **wanted)
         self._run(evidence, n, kind, out, backend, num_threads)

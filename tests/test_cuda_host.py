@@ -6,7 +6,6 @@ differently. `test_cuda.py` asks for that where a GPU is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -33,10 +32,10 @@ SIZES = (0, 1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
 
 
 @pytest.fixture(params=ROADS)
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every way through the kernels in turn, whichever the plan would choose."""
     monkeypatch.setattr(cuda, "FORCE", ROADS[request.param])
-    yield request.param
+    return str(request.param)
 
 
 @pytest.fixture
@@ -191,7 +190,9 @@ def test_deep_trees(k: int) -> None:
         atol = 1e-4 if dtype == "float32" else 1e-11
         for d in model.existing_levels:
             np.testing.assert_allclose(got.level(d), want.level(d), rtol=0, atol=atol)
-        np.testing.assert_allclose(got.log_evidence, want.log_evidence, rtol=1e-5 if atol > 1e-9 else 1e-12)
+        np.testing.assert_allclose(
+            got.log_evidence, want.log_evidence, rtol=1e-5 if atol > 1e-9 else 1e-12
+        )
 
 
 def test_the_answer_does_not_depend_on_the_batch(road: str) -> None:

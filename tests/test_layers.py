@@ -32,7 +32,7 @@ LINES = (
     ("reference",),
     ("runners", "results"),
     ("cuda",),
-    ("backend",),
+    ("backend", "device"),
     ("logspace", "provenance"),
     ("exact",),
     ("hfilter",),
