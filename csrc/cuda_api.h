@@ -16,6 +16,7 @@ enum hf_cuda_force {            // for tests: roads that would not be chosen
     HF_FORCE_GLOBAL = 2,        // tables and scratch in global memory
     HF_FORCE_FEW_BLOCKS = 4,    // at most two: every loop over rows goes round
     HF_FORCE_DOUBLE_RESCUE = 8, // every row is done again in double precision, every one of these unbounded
+    HF_FORCE_BACKWARDS = 16,    // the host loop takes blocks and threads last to first: a missing barrier shows
 };
 
 typedef struct hf_cuda_executor {

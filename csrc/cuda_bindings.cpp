@@ -104,6 +104,7 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
     module.attr("FORCE_GLOBAL") = static_cast<int>(HF_FORCE_GLOBAL);
     module.attr("FORCE_FEW_BLOCKS") = static_cast<int>(HF_FORCE_FEW_BLOCKS);
     module.attr("FORCE_DOUBLE_RESCUE") = static_cast<int>(HF_FORCE_DOUBLE_RESCUE);
+    module.attr("FORCE_BACKWARDS") = static_cast<int>(HF_FORCE_BACKWARDS);
     module.def(
         "has_device_code",
         [] {

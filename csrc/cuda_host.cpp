@@ -11,20 +11,26 @@ namespace HF_NAMESPACE {
 namespace {
 
 struct HostMachine {
+    bool backwards;
+
     int multiprocessors() const { return 2; }
     void clear(int64_t* x) const { *x = 0; }
 
     template <class Kernel>
     void run(const typename Kernel::Args& args, int64_t blocks, int threads, size_t shared) const {
-        // Fresh for every block and filled with what no kernel may rely on.
-        const size_t lines = shared / sizeof(Line) + 1;
-        for (int64_t block = 0; block < blocks; ++block) {
+        // Fresh for every block, no larger than asked for, and filled with what no kernel may rely on.
+        const size_t lines = (shared + sizeof(Line) - 1) / sizeof(Line);
+        for (int64_t b = 0; b < blocks; ++b) {
             const std::unique_ptr<Line[]> memory(new Line[lines]);
             memset(memory.get(), 0xA5, lines * sizeof(Line));
-            Launch launch{block, blocks, 0, threads, reinterpret_cast<unsigned char*>(memory.get())};
+            Launch launch{backwards ? blocks - 1 - b : b, blocks, 0, threads,
+                          reinterpret_cast<unsigned char*>(memory.get())};
             const int64_t phases = Kernel::phases(args, launch);
             for (int64_t p = 0; p < phases; ++p)
-                for (launch.thread = 0; launch.thread < threads; ++launch.thread) Kernel::phase(p, args, launch);
+                for (int t = 0; t < threads; ++t) {
+                    launch.thread = backwards ? threads - 1 - t : t;
+                    Kernel::phase(p, args, launch);
+                }
         }
     }
 };
@@ -67,12 +73,12 @@ const hf_cuda_executor kExecutor = {
     },
     [](const hf_model* m, const hf_infer_args* args, int32_t force) { return infer_workspace(*m, *args, force); },
     [](const hf_model* m, uint64_t base, const hf_sample_args* args, int32_t force, void*) {
-        return guarded([&] { sample(HostMachine(), *m, base, *args, force); });
+        return guarded([&] { sample(HostMachine{(force & HF_FORCE_BACKWARDS) != 0}, *m, base, *args, force); });
     },
     [](const hf_model* m, uint64_t base, int32_t token_bytes, const hf_infer_args* args, int32_t force, void* workspace,
        void*) {
         return guarded([&] {
-            const HostMachine machine;
+            const HostMachine machine{(force & HF_FORCE_BACKWARDS) != 0};
             Inference<HostMachine>(machine, *m, base, token_bytes, *args, force, workspace).run();
         });
     },

@@ -5,11 +5,12 @@
 // multiply-adds whose third operand costs nothing, and absent rules add exact zeros. Fields come in and
 // answers go out through the same slots, 16 bytes a thread, neighbouring threads side by side.
 //
-// Estimate for an H200 (132 multiprocessors, 1.75 to 1.98 GHz, 4.8 TB/s), 16 leaves of 4 symbols, beliefs from fields. Memory:
-// 256 bytes in, 281 out, 8.9e9 sequences/s at full bandwidth. Instructions counted in the machine code: 16 leaves at 65,
-// 15 nodes upward at 122, 7 downward at 175 and 8 above the leaves at 225, moves 400: about 6300, at 128 a clock
-// 4.7e9 to 5.3e9 sequences/s or 2.5 to 2.8 TB/s. So arithmetic binds, at 60 to 65 % of what a copy reaches (4.3 TB/s)
-// if nothing stalls; the three products in four that meet absent rules are where more is to be had. Not run on a device yet.
+// Estimate for an H200 (132 multiprocessors, 1.75 to 1.98 GHz, 4.8 TB/s), 16 leaves of 4 symbols, beliefs from fields.
+// Memory: 256 bytes in, 281 out, 8.9e9 sequences/s at full bandwidth. Instructions counted in the machine code: 16
+// leaves at 65, 15 nodes upward at 122, 7 downward at 175 and 8 above the leaves at 225, moves 400: about 6300, at 128
+// a clock 4.7e9 to 5.3e9 sequences/s or 2.5 to 2.8 TB/s. So arithmetic binds, at 60 to 65 % of what a copy reaches (4.3
+// TB/s) if nothing stalls; the three products in four that meet absent rules are where more is to be had. Not run on a
+// device yet.
 #pragma once
 
 #include <initializer_list>

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing
 
 __all__: list[str] = [
+    "FORCE_BACKWARDS",
     "FORCE_DOUBLE_RESCUE",
     "FORCE_FEW_BLOCKS",
     "FORCE_GENERAL",
@@ -96,6 +97,7 @@ def workspace(
     Bytes that `infer` must be lent for this question.
     """
 
+FORCE_BACKWARDS: int = 16
 FORCE_DOUBLE_RESCUE: int = 8
 FORCE_FEW_BLOCKS: int = 4
 FORCE_GENERAL: int = 1

@@ -254,7 +254,7 @@ def check_what_kernels_never_do(made: Made) -> None:
 
 
 def check_rounding_is_the_cpus(made: Made) -> None:
-    """General kernels fuse nothing; nothing flushes small numbers but approximations of known range (the last is the library's log)."""
+    """General kernels fuse nothing; only approximations of known range flush small numbers."""
     for name, body in made.bodies.items():
         if name.startswith("InferINS_4PackI"):
             assert "fma.rn.f32" not in body, name
