@@ -107,13 +107,13 @@ template <class P, class Out, int S> struct Infer {
         if (member == 0) state() = RowState{};
     }
 
-    // What happened to the range of this row, as this thread saw it in one level.
-    HF_INLINE void note(const Range<P>& range, int64_t spent, int slot) const {
-        if (range.danger()) raise_to(&state().danger, 1);
-        if (range.empty) raise_to(&state().empty, 1);
-        if (spent > 0) raise_to(&slots[slot], static_cast<int32_t>(spent < (1 << 30) ? spent : 1 << 30));
+    // Enters what this thread saw of the row's range in one level.
+    HF_INLINE void note(const Watch<P>& watch, int slot) const {
+        if (watch.danger) raise_to(&state().danger, 1);
+        if (watch.empty) raise_to(&state().empty, 1);
+        if (watch.spent > 0) raise_to(&slots[slot], static_cast<int32_t>(smaller<int64_t>(watch.spent, 1 << 30)));
     }
-    HF_INLINE Range<P> new_range() const { return Range<P>(Numbers<T>::tiny(m)); }
+    HF_INLINE Watch<P> new_watch() const { return Watch<P>(Numbers<T>::tiny(m)); }
 
     // ---------------------------------------------------------------------------------- leaves
 
@@ -129,7 +129,7 @@ template <class P, class Out, int S> struct Infer {
             const bool hidden = token >= q || (call.mask && call.mask[where]);
             for (int x = 0; x < q; ++x) nu[j * q + x] = hidden || token == x ? splat<P>(1) : V{};
         }
-        if (member == 0) note(new_range(), 0, 0);
+        if (member == 0) note(new_watch(), 0);
         shifts[member * plan.rows + local] = 0;
     }
 
@@ -142,7 +142,7 @@ template <class P, class Out, int S> struct Infer {
         const int64_t n = n_nodes(m, m.depth);
         const int q = m.alphabets[m.depth];
         const Field infinity = static_cast<Field>(INFINITY);
-        Range<P> range = new_range();
+        Watch<P> watch = new_watch();
         double shift = 0;
         for (int64_t j = member; j < n; j += members) {
             const Field* h = log_fields + (row * n + j) * q;
@@ -154,13 +154,13 @@ template <class P, class Out, int S> struct Infer {
             }
             if (!(top > -infinity)) top = 0;
             shift += static_cast<double>(top);
-            for (int x = 0; x < q; ++x) out[x] = weight(h[x], top, range);
+            for (int x = 0; x < q; ++x) out[x] = weight(h[x], top, watch);
         }
         shifts[member * plan.rows + local] = shift;
-        note(range, 0, 0);
+        note(watch, 0);
     }
 
-    template <class Field, class R> static HF_INLINE V weight(Field h, Field top, R& range) {
+    template <class Field> static HF_INLINE V weight(Field h, Field top, Watch<P>& watch) {
         if constexpr (sizeof(V) > sizeof(double)) {
             return wide_exp(static_cast<double>(h) - static_cast<double>(top));
         } else {
@@ -170,8 +170,8 @@ template <class P, class Out, int S> struct Infer {
             // A finite field may be too far below for the type: it must not pass for impossible.
             if (h > -static_cast<Field>(INFINITY) && !(below > lowest)) below = lowest;
             const T x = exp_nonpositive<P>(below);
-            range.watch(x);
-            range.lost |= as_mask<P>(x == 0 && below > -infinity);
+            watch.entry(x);
+            watch.danger |= x == 0 && below > -infinity;
             return x;
         }
     }
@@ -181,18 +181,15 @@ template <class P, class Out, int S> struct Infer {
     HF_INLINE void upward(int d) const {
         const hf_level& level = m.levels[d];
         const int64_t n = n_nodes(m, d), children = int64_t(m.arity) * level.n_symbols;
-        int64_t exponents = 0, spent = 0;
-        Range<P> range = new_range();
+        int64_t exponents = 0;
+        Watch<P> watch = new_watch();
         for (int64_t i = member; i < n; i += members) {
-            typename P::I total{};
-            upward_level<P, S>(level, m.arity, 1, at(plan.nu[d + 1]) + i * children,
-                               at(plan.nu[d]) + i * level.n_parents, total, range);
-            exponents += total;
-            spent = larger<int64_t>(spent, range.spent);
-            range.spent = 0;
+            V* nu = at(plan.nu[d]) + i * level.n_parents;
+            upward_nodes<P, S, 1>(level, m.arity, at(plan.nu[d + 1]) + i * children, nu);
+            exponents += watch.rescale(nu, level.n_parents);
         }
         if (exponents) add_to(&state().total, exponents);
-        note(range, spent, d);
+        note(watch, d);
     }
 
     // The star: m_i(a) = sum_c P_i[a, c] nu_i(c), and its products over runs of nodes.
@@ -235,15 +232,15 @@ template <class P, class Out, int S> struct Infer {
         if (member != 0) return;
         const int q0 = m.alphabets[0];
         const T* prior = Numbers<T>::prior(m);
-        Range<P> range = new_range();
+        Watch<P> watch = new_watch();
         V* x = at(plan.root);
-        if (m.filter_level > 0) star_upward(x, range);
+        if (m.filter_level > 0) star_upward(x, watch);
         else
             for (int a = 0; a < q0; ++a) x[a] = at(plan.nu[0])[a] * prior[a];
         V evidence = x[0];
         for (int a = 1; a < q0; ++a) evidence = evidence + x[a];
-        range.empty |= is_zero(evidence);
-        note(range, bits_below_one<P>(evidence), m.depth);
+        watch.normalising(evidence);
+        note(watch, m.depth);
         Out* out = static_cast<Out*>(call.root);
         if (out)
             for (int a = 0; a < q0; ++a) out[row * q0 + a] = result(x[a] / evidence);
@@ -256,7 +253,7 @@ template <class P, class Out, int S> struct Infer {
         }
     }
 
-    HF_INLINE void star_upward(V* x, Range<P>& range) const {
+    HF_INLINE void star_upward(V* x, Watch<P>& watch) const {
         const int q0 = m.alphabets[0];
         const T* prior = Numbers<T>::prior(m);
         const WideNumber<P>* chunk = wide_at(plan.chunk);
@@ -270,7 +267,7 @@ template <class P, class Out, int S> struct Infer {
             }
         const int64_t best = exponent_of<P>(product[q0]);
         for (int a = 0; a < q0; ++a) product[a].multiply(splat<P>(prior[a]));
-        const int64_t top = align<P>(product, q0, x, range);
+        const int64_t top = watch.align(product, q0, x);
         state().total += top;
         // What was lost below the star, the disagreement of its classes brings forth.
         if (below && best > top) state().extra = best - top;
@@ -289,8 +286,7 @@ template <class P, class Out, int S> struct Infer {
     HF_INLINE void star_downward() const {
         const int k = m.filter_level, q0 = m.alphabets[0], qk = m.alphabets[k];
         const int64_t n = n_nodes(m, k);
-        Range<P> range = new_range();
-        int64_t spent = 0, spent_by_beliefs = 0;
+        Watch<P> watch = new_watch(), beliefs = watch;
         for (int64_t c = member; c < plan.chunks; c += members) {
             WideNumber<P>* before = wide_at(plan.prefix) + c * q0;
             WideNumber<P>* after = wide_at(plan.suffix) + c * q0;
@@ -312,20 +308,17 @@ template <class P, class Out, int S> struct Infer {
                     after[a].multiply(factor[a]);
                 }
                 V* weight = factor; // no longer needed
-                align<P>(product, q0, weight, range);
+                watch.align(product, q0, weight);
                 V* out = at(plan.mu[0]) + i * qk;
                 for (int b = 0; b < qk; ++b) out[b] = V{};
                 for (int a = 0; a < q0; ++a)
                     for (int b = 0; b < qk; ++b) out[b] = out[b] + weight[a] * p[a * qk + b];
-                rescale<P>(out, qk, range);
-                range.next_level();
-                spent = larger<int64_t>(spent, range.spent);
-                range.spent = 0;
-                emit(k, i, at(plan.nu[k]) + i * qk, out, range, spent_by_beliefs);
+                watch.rescale(out, qk);
+                emit(k, i, at(plan.nu[k]) + i * qk, out, beliefs);
             }
         }
-        note(range, spent, m.depth + 1);
-        note(range, spent_by_beliefs, m.depth + 2);
+        note(watch, m.depth + 1);
+        note(beliefs, m.depth + 2);
     }
 
     HF_INLINE void downward(int d, int from) const {
@@ -333,8 +326,7 @@ template <class P, class Out, int S> struct Infer {
         const int s = m.arity, qc = level.n_symbols;
         const int64_t n = n_nodes(m, d);
         const V* mu = at(plan.mu[from]);
-        Range<P> range = new_range();
-        int64_t spent = 0, spent_by_beliefs = 0;
+        Watch<P> watch = new_watch(), beliefs = watch;
         if (d == 0) { // the root's message is its prior
             const T* prior = Numbers<T>::prior(m);
             V* own = at(plan.root);
@@ -345,26 +337,25 @@ template <class P, class Out, int S> struct Infer {
         for (int64_t i = member; i < n; i += members) {
             const V* nu_below = at(plan.nu[d + 1]) + i * s * qc;
             V* mu_below = at(plan.mu[1 - from]) + i * s * qc;
-            downward_level<P, S>(level, s, 1, mu + i * level.n_parents, nu_below, mu_below, range);
-            spent = larger<int64_t>(spent, range.spent);
-            range.spent = 0;
-            for (int r = 0; r < s; ++r)
-                emit(d + 1, i * s + r, nu_below + r * qc, mu_below + r * qc, range, spent_by_beliefs);
+            downward_nodes<P, S, 1>(level, s, mu + i * level.n_parents, nu_below, mu_below);
+            for (int r = 0; r < s; ++r) {
+                watch.rescale(mu_below + r * qc, qc);
+                emit(d + 1, i * s + r, nu_below + r * qc, mu_below + r * qc, beliefs);
+            }
         }
-        note(range, spent, m.depth + 3 + 2 * d);
-        note(range, spent_by_beliefs, m.depth + 4 + 2 * d);
+        note(watch, m.depth + 3 + 2 * d);
+        note(beliefs, m.depth + 4 + 2 * d);
     }
 
     // A node's belief nu * mu, and at a leaf mu alone, as far as they are wanted.
-    template <class R> HF_INLINE void emit(int d, int64_t i, const V* nu, const V* mu, R& range, int64_t& spent) const {
+    HF_INLINE void emit(int d, int64_t i, const V* nu, const V* mu, Watch<P>& beliefs) const {
         const int q = m.alphabets[d];
         const int64_t where = (row * n_nodes(m, d) + i) * q;
         if (Out* out = static_cast<Out*>(call.beliefs[d])) {
             V sum = nu[0] * mu[0];
             for (int x = 1; x < q; ++x) sum = sum + nu[x] * mu[x];
             for (int x = 0; x < q; ++x) out[where + x] = result(nu[x] * mu[x] / sum);
-            range.empty |= is_zero(sum);
-            spent = larger<int64_t>(spent, bits_below_one<P>(sum));
+            beliefs.normalising(sum);
         }
         if (d == m.depth && call.leave_one_out) {
             Out* out = static_cast<Out*>(call.leave_one_out);

