@@ -17,7 +17,7 @@ HF_INLINE Wide wide(double value, double exponent = 0) {
     using D = Pack<double, 1>;
     if (value == 0) return {};
     if (!(value - value == 0)) return {value, exponent}; // of impossible evidence: no number, and none it stays
-    for (int pass = 0; pass < 2; ++pass) { // twice for a subnormal number
+    for (int pass = 0; pass < 2; ++pass) {               // twice for a subnormal number
         const int64_t e = ::HF_NAMESPACE::exponent<D>(value);
         value *= power_of_two<D>(-e);
         exponent += static_cast<double>(e);
