@@ -75,16 +75,18 @@ format: install ## rewrite Python and C++ in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-build/stubs/hfilter/_cpu.pyi: $(VENV)/installed.stamp
-	cd $(VENV) && bin/pybind11-stubgen hfilter._cpu --exit-code -o ../build/stubs
+STUBS := build/stubs/hfilter/_cpu.pyi build/stubs/hfilter/_cuda.pyi
+$(STUBS): build/stubs/hfilter/%.pyi: $(VENV)/installed.stamp
+	cd $(VENV) && bin/pybind11-stubgen hfilter.$* --exit-code -o ../build/stubs
 	$(BIN)/ruff check --quiet --select I,UP --fix $@
 	$(BIN)/ruff format --quiet $@
 
-stubs: build/stubs/hfilter/_cpu.pyi ## write hfilter/_cpu.pyi, the types of the compiled module
-	cp $< hfilter/_cpu.pyi
+stubs: $(STUBS) ## write hfilter/_cpu.pyi and _cuda.pyi, the types of the compiled modules
+	cp $^ hfilter/
 
-check-stubs: build/stubs/hfilter/_cpu.pyi
-	@diff -u hfilter/_cpu.pyi $< || { echo "hfilter/_cpu.pyi is not what the module says: run make stubs" >&2; exit 1; }
+check-stubs: $(STUBS)
+	@for f in $^; do diff -u hfilter/$${f##*/} $$f \
+	    || { echo "hfilter/$${f##*/} is not what the module says: run make stubs" >&2; exit 1; }; done
 
 sanitize: $(VENV)/tools.stamp ## the C++ tests: plain, with address and undefined-behaviour, with thread sanitizer
 	@for s in '' address,undefined thread; do \

@@ -298,7 +298,10 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
         },
         py::arg("saved"), "Restores what ieee_environment returned.");
     py::class_<Model>(module, "Model", "A packed model (hfilter.tree.pack).")
-        .def(py::init<const py::dict&>(), py::arg("arrays"));
+        .def(py::init<const py::dict&>(), py::arg("arrays"))
+        .def_property_readonly(
+            "address", [](const Model& model) { return reinterpret_cast<uintptr_t>(&model.c()); },
+            "Where its C struct lies, for module _cuda.");
     module.def("sample", &sample, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("seed"), py::arg("start"),
                py::arg("roots"), py::arg("levels"), py::arg("num_threads"),
                "Draws n rows of the stream into the given levels.");

@@ -23,6 +23,11 @@ class Model:
     A packed model (hfilter.tree.pack).
     """
     def __init__(self, arrays: dict) -> None: ...
+    @property
+    def address(self) -> int:
+        """
+        Where its C struct lies, for module _cuda.
+        """
 
 def ieee_environment() -> bytes:
     """

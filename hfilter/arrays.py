@@ -71,7 +71,7 @@ def _torch_as_numpy(name: str, x: Any) -> tuple[Array, Wrap]:
         raise DTypeError(f"{name} must be an array or a tensor, got {type(x).__name__}")
     if x.device.type != "cpu":
         raise BackendUnavailable(
-            f"{name} is on {x.device}, and this version of hfilter has no kernels for it; move it with .cpu()"
+            f"{name} is on {x.device}, which this call does not serve; move it with .cpu()"
         )
     if x.requires_grad:
         raise ArgumentError(
@@ -102,7 +102,7 @@ def to_device(device: Any) -> Wrap:
         ) from error
     if where.type != "cpu":
         raise BackendUnavailable(
-            f"device = {device!r}: this version of hfilter has no CUDA kernels; use device='cpu' and move the result"
+            f"device = {device!r}: hfilter draws on 'cpu' and 'cuda' devices only; move the result from there"
         )
     return torch.from_numpy
 

@@ -13,6 +13,7 @@ import platform
 import warnings
 from dataclasses import dataclass
 
+from . import cuda
 from .checks import check_int
 from .errors import ArgumentError, BackendUnavailable
 from .runners import (
@@ -61,8 +62,16 @@ def _registry() -> dict[str, Backend | str]:
     else:
         found["numba"] = TextBackend("numba", numba_text, 1 << 23, compiled=True)
     found["python"] = TextBackend("python", plain_text, 1 << 15, compiled=False)
-    found["cuda"] = "this version of hfilter has no CUDA kernels"
     return found
+
+
+def _entry(name: str) -> Backend | str:
+    """One name's backend or reason. CUDA is asked for only by name: to look for a device starts its driver."""
+    if name == "cuda":
+        return cuda.unavailable() or cuda.CudaBackend("cuda")
+    if name == "cuda-host":  # the device's kernels in a loop on the host: for tests, and not listed
+        return cuda.CudaBackend("cuda-host")
+    return _registry()[name]
 
 
 def backends() -> dict[str, BackendInfo]:
@@ -82,7 +91,7 @@ def backends() -> dict[str, BackendInfo]:
     return {
         name: BackendInfo(name, not isinstance(entry, str), entry if isinstance(entry, str) else "")
         for name in NAMES
-        for entry in [_registry()[name]]
+        for entry in [_entry(name)]
     }
 
 
@@ -96,6 +105,10 @@ def _warn_if_slow(name: str) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _here() -> str:
+    return ", ".join(name for name in NAMES if not isinstance(_entry(name), str))
 
 
 def get_backend(name: str | None = None) -> Backend:
@@ -112,23 +125,21 @@ def get_backend(name: str | None = None) -> Backend:
     if name is None:
         name = os.environ.get("HFILTER_BACKEND") or None
         source = "HFILTER_BACKEND"
-    registry = _registry()
-    here = ", ".join(n for n in NAMES if not isinstance(registry[n], str))
     if name is None or name == "cpu":
         wanted = NAMES[:3] if name == "cpu" else NAMES[:5]
         for candidate in wanted:
-            entry = registry[candidate]
+            entry = _entry(candidate)
             if not isinstance(entry, str):
                 _warn_if_slow(candidate)
                 return entry
-        raise BackendUnavailable(f"cpu: {registry['portable']}; available: {here}")
-    if name not in NAMES:
+        raise BackendUnavailable(f"cpu: {_entry('portable')}; available: {_here()}")
+    if name not in (*NAMES, "cuda-host"):
         raise BackendUnavailable(
-            f"{source} must be one of cpu, {', '.join(NAMES)}, got {name!r}; available: {here}"
+            f"{source} must be one of cpu, {', '.join(NAMES)}, got {name!r}; available: {_here()}"
         )
-    entry = registry[name]
+    entry = _entry(name)
     if isinstance(entry, str):
-        raise BackendUnavailable(f"{name}: {entry}; available: {here}")
+        raise BackendUnavailable(f"{name}: {entry}; available: {_here()}")
     return entry
 
 

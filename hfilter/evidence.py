@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "check_out",
     "check_roots",
     "kernel_layout",
+    "new_outputs",
 ]
 
 Array = NDArray[Any]
@@ -69,6 +70,23 @@ class Outputs:
         """Those that are wanted."""
         every = [self.log_evidence, self.root, *self.beliefs, self.leave_one_out]
         return [x for x in every if x is not None]
+
+
+def new_outputs(
+    tree: TreeStructure, n: int, kind: np.dtype[Any], empty: Callable[[tuple[int, ...], Any], Any], *,
+    evidence: bool = False, root: bool = False, levels: Iterable[int] = (), leave_one_out: bool = False,
+) -> Outputs:  # fmt: skip
+    """Arrays for what is wanted, made by ``empty(shape, dtype)``."""
+    beliefs: list[Array | None] = [None] * (tree.depth + 1)
+    for d in levels:
+        if d > 0:
+            beliefs[d] = empty((n, tree.n_nodes(d), tree.alphabets[d]), kind)
+    return Outputs(
+        empty((n,), np.dtype(np.float64)) if evidence else None,
+        empty((n, tree.n_classes), kind) if root else None,
+        beliefs,
+        empty((n, tree.n_leaves, tree.vocab_size), kind) if leave_one_out else None,
+    )
 
 
 def kernel_layout(tree: TreeStructure, evidence: Evidence) -> Evidence:

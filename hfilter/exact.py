@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import device as _device
 from .arrays import Wrap, allocate, to_device, value_type
 from .backend import default_threads, get_backend
 from .checks import check_int, check_seed
@@ -23,6 +24,7 @@ from .evidence import (
     check_out,
     check_roots,
     kernel_layout,
+    new_outputs,
 )
 from .logspace import infer_logspace
 from .results import Posterior, Sample
@@ -125,6 +127,9 @@ class TreeModel(TreeStructure):
         n = check_int("n", n, 0, 2**62)
         seed = check_seed("seed", seed)
         start = check_int("start", start, 0, 2**64 - n)
+        place = _device.place_of(roots, out, device=device)
+        if place is not None:
+            return _device.sample_tensors(self, place, n, seed, start, roots, levels, backend, out)
         runner, threads = _runner(backend, num_threads)
         wrap = to_device(device)
         given = None if roots is None else check_roots(self, roots, n)
@@ -283,25 +288,13 @@ class TreeModel(TreeStructure):
             cost += self.arity**d * self.grammar.table(d).n_rules
         return int(cost)
 
-    def _outputs(
-        self, n: int, kind: np.dtype[Any], *, evidence: bool = False, root: bool = False,
-        levels: Iterable[int] = (), leave_one_out: bool = False,
-    ) -> Outputs:  # fmt: skip
-        def new(*shape: int) -> Array:
+    def _outputs(self, n: int, kind: np.dtype[Any], **wanted: Any) -> Outputs:
+        def empty(shape: tuple[int, ...], dtype: Any) -> Array:
             return allocate(
-                f"the result for n = {n} rows", (n, *shape), kind, "pass fewer rows at a time"
+                f"the result for n = {n} rows", shape, dtype, "pass fewer rows at a time"
             )
 
-        beliefs: list[Array | None] = [None] * (self.depth + 1)
-        for d in levels:
-            if d > 0:
-                beliefs[d] = new(self.n_nodes(d), self.alphabets[d])
-        return Outputs(
-            np.empty(n) if evidence else None,
-            new(self.n_classes) if root else None,
-            beliefs,
-            new(self.n_leaves, self.vocab_size) if leave_one_out else None,
-        )
+        return new_outputs(self, n, kind, empty, **wanted)
 
     def _ask(
         self,
@@ -314,8 +307,12 @@ class TreeModel(TreeStructure):
         **wanted: Any,
     ) -> tuple[Outputs, Wrap]:
         """Check the evidence, allocate what is wanted (see `_outputs`), and fill it."""
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         kind = value_type(dtype)
+        place = _device.place_of(leaves, mask, log_fields)
+        if place is not None:
+            question = (self, place, leaves, mask, log_fields, kind, backend)
+            return _device.infer_tensors(*question, **wanted), lambda x: x
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
         out = self._outputs(n, kind, **wanted)
         self._run(evidence, n, kind, out, backend, num_threads)
         return out, wrap

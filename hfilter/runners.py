@@ -27,6 +27,7 @@ __all__ = [
     "Backend",
     "CompiledBackend",
     "TextBackend",
+    "compiled_model",
     "instruction_sets",
     "not_built",
     "numba_text",
@@ -75,9 +76,7 @@ class CompiledBackend:
         num_threads: int,
     ) -> None:  # fmt: skip
         try:
-            _cpu.sample(
-                self.name, _compiled_model(tree), n, seed, start, roots, levels, num_threads
-            )
+            _cpu.sample(self.name, compiled_model(tree), n, seed, start, roots, levels, num_threads)
         except HFilterError:  # of packing the model
             raise
         except (ValueError, RuntimeError) as error:
@@ -89,7 +88,7 @@ class CompiledBackend:
     ) -> None:  # fmt: skip
         try:
             _cpu.infer(
-                self.name, _compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
+                self.name, compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
                 dtype.itemsize, out.log_evidence, out.root, out.beliefs, out.leave_one_out, status, num_threads,
             )  # fmt: skip
         except HFilterError:  # of packing the model
@@ -230,7 +229,8 @@ _flat_models: weakref.WeakKeyDictionary[TreeStructure, dict[tuple[int, bool], Fl
 )
 
 
-def _compiled_model(tree: TreeStructure) -> Any:
+def compiled_model(tree: TreeStructure) -> Any:
+    """The packed model as module _cpu holds it."""
     model = _compiled_models.get(tree)
     if model is None:
         model = _compiled_models[tree] = _cpu.Model(dict(tree.packed))

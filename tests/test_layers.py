@@ -31,9 +31,10 @@ LINES = (
     ("flat", "evidence"),
     ("scaling", "sampling"),
     ("reference",),
-    ("runners",),
-    ("backend",),
-    ("logspace", "provenance", "results"),
+    ("runners", "results"),
+    ("cuda",),
+    ("backend", "device"),
+    ("logspace", "provenance"),
     ("exact",),
     ("hfilter",),
     ("oracles", "fit", "theory"),
@@ -156,6 +157,7 @@ def test_the_core_knows_numpy_only() -> None:
             optional = (own, top) in {
                 ("runners", "numba"),
                 ("arrays", "torch"),
+                ("cuda", "torch"),
             }
             assert known or optional, f"{path}:{line} imports {module}"
 

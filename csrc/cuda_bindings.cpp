@@ -1,0 +1,165 @@
+// Python module around cuda_api.h. Arrays cross as addresses: hfilter/cuda.py has checked what lies there
+// and keeps it alive, and a model is the C struct that hfilter._cpu.Model holds.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda_api.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uint64_t; // 0 = none
+
+template <class T> T* at(Address address) { return reinterpret_cast<T*>(static_cast<uintptr_t>(address)); }
+
+const hf_cuda_executor* find(const std::string& name) {
+    if (name == "host") return hf_cuda_host();
+#if defined(HF_HAVE_CUDA)
+    if (name == "device") return hf_cuda_device();
+#endif
+    throw std::invalid_argument("no executor '" + name + "' in this build");
+}
+
+const hf_model& model_at(Address address) {
+    const hf_model* m = at<const hf_model>(address);
+    if (!m || m->abi_version != HF_ABI_VERSION)
+        throw std::invalid_argument("model: not one of this version; modules _cpu and _cuda belong together");
+    return *m;
+}
+
+void check(const char* error) {
+    if (error) throw std::runtime_error(error);
+}
+
+std::vector<void*> pointers(const hf_model& m, const py::list& levels) {
+    if (static_cast<int32_t>(levels.size()) != m.depth + 1)
+        throw std::invalid_argument("one address per level, root included");
+    std::vector<void*> out;
+    for (const py::handle& address : levels) out.push_back(at<void>(py::cast<Address>(address)));
+    return out;
+}
+
+py::bytes pack(const std::string& executor, Address model, Address base, int32_t token_bytes) {
+    const hf_cuda_executor* e = find(executor);
+    const hf_model& m = model_at(model);
+    std::string packed(e->pack(&m, base, token_bytes, nullptr), '\0');
+    e->pack(&m, base, token_bytes, packed.data());
+    return packed;
+}
+
+void sample(const std::string& executor, Address model, Address base, int64_t n, uint64_t seed, uint64_t start,
+            Address roots, const py::list& levels, int32_t token_bytes, int32_t force, Address stream) {
+    const hf_cuda_executor* e = find(executor);
+    const hf_model& m = model_at(model);
+    const std::vector<void*> out = pointers(m, levels);
+    const hf_sample_args args{n, seed, start, at<const int32_t>(roots), out.data(), token_bytes};
+    if (n < 0 || !base || (token_bytes != 1 && token_bytes != 2)) throw std::invalid_argument("sample: arguments");
+    const py::gil_scoped_release release;
+    check(e->sample(&m, base, &args, force, at<void>(stream)));
+}
+
+// The question of an inference call, without a workspace.
+struct Question {
+    std::vector<void*> beliefs;
+    hf_infer_args args{};
+
+    Question(const hf_model& m, int64_t n, int32_t token_bytes, int32_t field_bytes, int32_t value_bytes,
+             Address tokens, Address mask, Address log_fields, Address log_evidence, Address root,
+             const py::list& levels, Address leave_one_out)
+        : beliefs(pointers(m, levels)) {
+        const bool fields = field_bytes == 4 || field_bytes == 8, values = value_bytes == 4 || value_bytes == 8;
+        if (n < 0 || !values || (fields ? token_bytes != 0 : token_bytes != 1 && token_bytes != 2))
+            throw std::invalid_argument("infer: sizes");
+        if (n > 0 && (fields ? !log_fields || tokens || mask : !tokens || log_fields))
+            throw std::invalid_argument("infer: tokens or log_fields");
+        for (int d = 0; d < m.filter_level || d == 0; ++d)
+            if (beliefs[static_cast<size_t>(d)]) throw std::invalid_argument("beliefs: level does not exist");
+        args = hf_infer_args{n,
+                             at<const void>(tokens),
+                             at<const uint8_t>(mask),
+                             at<const void>(log_fields),
+                             token_bytes,
+                             field_bytes,
+                             value_bytes,
+                             at<double>(log_evidence),
+                             at<void>(root),
+                             beliefs.data(),
+                             at<void>(leave_one_out),
+                             nullptr};
+    }
+    Question(const Question&) = delete;
+    Question& operator=(const Question&) = delete;
+};
+
+} // namespace
+
+PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
+    module.doc() = "CUDA kernels of hfilter, and the host loop that tests them. Private: use hfilter.TreeModel.";
+    module.attr("abi_version") = HF_ABI_VERSION;
+    module.attr("FORCE_GENERAL") = static_cast<int>(HF_FORCE_GENERAL);
+    module.attr("FORCE_GLOBAL") = static_cast<int>(HF_FORCE_GLOBAL);
+    module.attr("FORCE_FEW_BLOCKS") = static_cast<int>(HF_FORCE_FEW_BLOCKS);
+    module.attr("FORCE_DOUBLE_RESCUE") = static_cast<int>(HF_FORCE_DOUBLE_RESCUE);
+    module.attr("FORCE_BACKWARDS") = static_cast<int>(HF_FORCE_BACKWARDS);
+    module.def(
+        "has_device_code",
+        [] {
+#if defined(HF_HAVE_CUDA)
+            return true;
+#else
+            return false;
+#endif
+        },
+        "Whether nvcc was there when this module was built.");
+    module.def(
+        "devices",
+        [](const std::string& executor) {
+            const char* reason = "";
+            const int32_t count = find(executor)->devices(&reason);
+            return py::make_tuple(count, reason);
+        },
+        py::arg("executor"), "How many devices answer, and why none does.");
+    module.def("pack", &pack, py::arg("executor"), py::arg("model"), py::arg("base"), py::arg("token_bytes"),
+               "A model as one block of memory that will lie at address `base`.");
+    module.def("sample", &sample, py::arg("executor"), py::arg("model"), py::arg("base"), py::arg("n"), py::arg("seed"),
+               py::arg("start"), py::arg("roots"), py::arg("levels"), py::arg("token_bytes"), py::arg("force"),
+               py::arg("stream"), "Draws n rows of the stream; returns before they are there.");
+    module.def(
+        "workspace",
+        [](const std::string& executor, Address model, int64_t n, int32_t token_bytes, int32_t field_bytes,
+           int32_t value_bytes, const py::list& beliefs, bool leave_one_out, int32_t force) {
+            const hf_cuda_executor* e = find(executor);
+            const hf_model& m = model_at(model);
+            const Address some = 16; // only whether there is an address counts here
+            const Question q(m, n, token_bytes, field_bytes, value_bytes, token_bytes ? some : 0, 0,
+                             field_bytes ? some : 0, 0, 0, beliefs, leave_one_out ? some : 0);
+            return e->infer_workspace(&m, &q.args, force);
+        },
+        py::arg("executor"), py::arg("model"), py::arg("n"), py::arg("token_bytes"), py::arg("field_bytes"),
+        py::arg("value_bytes"), py::arg("beliefs"), py::arg("leave_one_out"), py::arg("force"),
+        "Bytes that `infer` must be lent for this question.");
+    module.def(
+        "infer",
+        [](const std::string& executor, Address model, Address base, int64_t n, int32_t packed_token_bytes,
+           int32_t token_bytes, int32_t field_bytes, int32_t value_bytes, Address tokens, Address mask,
+           Address log_fields, Address log_evidence, Address root, const py::list& beliefs, Address leave_one_out,
+           int32_t force, Address workspace, Address stream) {
+            const hf_cuda_executor* e = find(executor);
+            const hf_model& m = model_at(model);
+            const Question q(m, n, token_bytes, field_bytes, value_bytes, tokens, mask, log_fields, log_evidence, root,
+                             beliefs, leave_one_out);
+            if (n == 0) return;
+            if (!base || !workspace) throw std::invalid_argument("infer: no model or no workspace");
+            const py::gil_scoped_release release;
+            check(e->infer(&m, base, packed_token_bytes, &q.args, force, at<void>(workspace), at<void>(stream)));
+        },
+        py::arg("executor"), py::arg("model"), py::arg("base"), py::arg("n"), py::arg("packed_token_bytes"),
+        py::arg("token_bytes"), py::arg("field_bytes"), py::arg("value_bytes"), py::arg("tokens"), py::arg("mask"),
+        py::arg("log_fields"), py::arg("log_evidence"), py::arg("root"), py::arg("beliefs"), py::arg("leave_one_out"),
+        py::arg("force"), py::arg("workspace"), py::arg("stream"),
+        "Exact posteriors of n rows; returns before they are there.");
+}
