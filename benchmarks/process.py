@@ -64,6 +64,7 @@ class Child:
     def __init__(self, group: str, path: str | None = None) -> None:
         self.group = group
         env = {**os.environ, **ONE_THREAD}
+        env.pop("PYTHONSAFEPATH", None)  # the child imports its neighbours in this folder
         if path:
             env["PYTHONPATH"] = path
         command = [sys.executable, str(HERE / "process.py"), group]

@@ -256,6 +256,39 @@ void infer(const std::string& isa, Model& model, int64_t n, const py::object& to
     check(result);
 }
 
+// The smallest and the largest value, and whether any is NaN, in one pass.
+template <class T> py::tuple extremes_of(const T* x, int64_t n) {
+    constexpr int kStreams = 16; // independent, so that they become vectors
+    T low[kStreams] = {}, high[kStreams] = {};
+    int bad[kStreams] = {};
+    {
+        const py::gil_scoped_release release;
+        for (int j = 0; j < kStreams; ++j) low[j] = high[j] = n > 0 ? x[0] : T(0);
+        const auto take = [&](const T* from, int count) {
+            for (int j = 0; j < count; ++j) {
+                low[j] = from[j] < low[j] ? from[j] : low[j];
+                high[j] = from[j] > high[j] ? from[j] : high[j];
+                bad[j] |= from[j] != from[j];
+            }
+        };
+        int64_t i = 0;
+        for (; i + kStreams <= n; i += kStreams) take(x + i, kStreams);
+        take(x + i, static_cast<int>(n - i));
+        for (int j = 1; j < kStreams; ++j) {
+            low[0] = low[j] < low[0] ? low[j] : low[0];
+            high[0] = high[j] > high[0] ? high[j] : high[0];
+            bad[0] |= bad[j];
+        }
+    }
+    return py::make_tuple(static_cast<double>(low[0]), static_cast<double>(high[0]), bad[0] != 0);
+}
+
+py::tuple extremes(const py::object& values) {
+    const View v(values, "fd", false, "values");
+    if (v.itemsize() == 4) return extremes_of(v.data<const float>(), v.size());
+    return extremes_of(v.data<const double>(), v.size());
+}
+
 } // namespace
 
 PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
@@ -297,6 +330,8 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
             std::fesetenv(&environment);
         },
         py::arg("saved"), "Restores what ieee_environment returned.");
+    module.def("extremes", &extremes, py::arg("values"),
+               "Smallest and largest of floating-point values, NaN aside, and whether any is NaN.");
     py::class_<Model>(module, "Model", "A packed model (hfilter.tree.pack).")
         .def(py::init<const py::dict&>(), py::arg("arrays"))
         .def_property_readonly(

@@ -113,11 +113,12 @@ template <class P, int S, int Q> void infer_pack(const hf_model& m, const hf_inf
 
     // Upward: from the leaves, or from subtrees that a table knows.
     V* leaves = scratch + at.nu[depth];
-    I total{};
+    I total{}, invalid{};
     int level = depth;
     if (args.log_fields) {
-        if (args.field_bytes == 4) load_fields<P, Q, float>(m, args, rows, leaves, shift, range, bounds[depth]);
-        else load_fields<P, Q, double>(m, args, rows, leaves, shift, range, bounds[depth]);
+        if (args.field_bytes == 4)
+            load_fields<P, Q, float>(m, args, rows, leaves, shift, range, bounds[depth], invalid);
+        else load_fields<P, Q, double>(m, args, rows, leaves, shift, range, bounds[depth], invalid);
     } else if (table.height > 0 && deepest <= depth - table.height) {
         if constexpr (sizeof(T) == sizeof(float)) {
             auto* symbols = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(leaves);
@@ -189,8 +190,8 @@ template <class P, int S, int Q> void infer_pack(const hf_model& m, const hf_inf
     }
 
     const I suspect = range.danger() & (as_mask<P>(range.spent > Numbers<T>::slack(m)) | range.empty());
-    const auto status =
-        convert_lanes<typename LaneType<int8_t, P::lanes>::type, P::lanes>(suspect & splat_int<P>(HF_ROW_RANGE));
+    const I doubt = (suspect & ~invalid & splat_int<P>(HF_ROW_RANGE)) | (invalid & splat_int<P>(HF_ROW_NAN));
+    const auto status = convert_lanes<typename LaneType<int8_t, P::lanes>::type, P::lanes>(doubt);
     __builtin_memcpy(args.status + rows.first, &status, static_cast<size_t>(rows.count));
     if (args.log_evidence) {
         const auto log = log_scaled<P>(evidence, total) + shift;

@@ -188,7 +188,8 @@ struct False {
 // Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
 template <class P, int Q, class Field>
 void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
-                 typename LaneType<double, P::lanes>::type& shift, Range<P>& range, typename P::Scalar& bound) {
+                 typename LaneType<double, P::lanes>::type& shift, Range<P>& range, typename P::Scalar& bound,
+                 typename P::I& invalid) {
     using V = typename P::V;
     using T = typename P::Scalar;
     constexpr int N = P::lanes;
@@ -212,6 +213,7 @@ void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows,
     };
     const int64_t pack_bytes = n * q * N * static_cast<int64_t>(sizeof(Field));
     const Field* next = rows.first + 2 * N <= args.n ? fields + (rows.first + N) * n * q : nullptr;
+    V sum{};    // of all fields so relative: NaN if one is
     V lowest{}; // relative to the largest field of the leaf: of all fields, or of the finite ones if `careful`
     const auto all_leaves = [&](auto careful) {
         if constexpr (sizeof(Field) == sizeof(T)) load_rows<P>(fields, n * q, rows, n * q, nu);
@@ -235,6 +237,7 @@ void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows,
                 } else {
                     least = smaller(least, below);
                 }
+                sum = sum + below;
                 out[x] = exp_nonpositive<P>(below);
             }
             lowest = smaller(lowest, least);
@@ -243,6 +246,7 @@ void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows,
     all_leaves(False{});
     // Something became zero? If it was finite, only too far below for the type, it must not pass for impossible.
     if (lowest_lane<P>(lowest) < Format<T>::exp_lowest) all_leaves(True{});
+    invalid = as_mask<P>(sum != sum);
     range.lost |= as_mask<P>(lowest < splat<P>(Format<T>::exp_lowest));
     const V least = exp_nonpositive<P>(lowest);
     range.watch(least);

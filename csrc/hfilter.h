@@ -25,6 +25,7 @@ enum hf_status {
 enum hf_row_status {
     HF_ROW_EXACT = 0,
     HF_ROW_RANGE = 1, // the evidence may have left the range of the value type: redo in a wider one
+    HF_ROW_NAN = 2,   // a field of the row is NaN or +inf
 };
 
 // One level's rules, sorted by parent, then by children. Inference walks `first/children/prob`;

@@ -256,7 +256,8 @@ HF_INLINE typename LaneType<double, P::lanes>::type log_scaled(typename P::V x, 
     V series{};
     for (int n = 23; n >= 3; n -= 2) series = series * w + 2.0 / n;
     const V log = f - s * (f - w * series);
-    return z == 0 ? V{} - __builtin_inf() : (power + e) * 0.693147180559945309417 + log;
+    const V other = z == 0 ? V{} - __builtin_inf() : z; // what is no number stays none
+    return z > 0 ? (power + e) * 0.693147180559945309417 + log : other;
 }
 
 // Value by value to another type of as many lanes; and a pack from memory of any alignment.

@@ -119,11 +119,23 @@ def value_type(dtype: Any) -> np.dtype[Any]:
     return found
 
 
+_LINE = 64  # bytes of a cache line
+_LARGE = 1 << 20  # bytes from which alignment is worth a microsecond
+
+
 def _physical_memory() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
         return 2**62
+
+
+def _aligned(size: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array that begins with a cache line: kernels write whole lines of it."""
+    memory = np.empty(size + _LINE, np.uint8)
+    begin = -int(memory.__array_interface__["data"][0]) % _LINE
+    aligned: Array = memory[begin : begin + size].view(dtype).reshape(shape)
+    return aligned
 
 
 def allocate(what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Array:
@@ -133,7 +145,7 @@ def allocate(what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Arra
         size *= length
     if size <= _physical_memory():
         try:
-            return np.empty(shape, dtype)
+            return np.empty(shape, dtype) if size < _LARGE else _aligned(size, shape, dtype)
         except (MemoryError, ValueError):
             pass
     raise ArgumentError(

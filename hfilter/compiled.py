@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,19 @@ except ImportError as error:
         )
 
 
-@contextmanager
-def ieee() -> Iterator[None]:
+class ieee(ContextDecorator):
     """Run a block, or a function it decorates, with subnormal numbers and rounding as IEEE has them.
 
     torch can switch a thread to flushing subnormals, and results must not depend on it. Without the
     compiled module nothing can be switched, and the block runs as it is.
     """
-    if _cpu is None:
-        yield
-        return
-    saved = _cpu.ieee_environment()
-    try:
-        yield
-    finally:
-        _cpu.restore_environment(saved)
+
+    def __enter__(self) -> None:
+        self._saved = None if _cpu is None else _cpu.ieee_environment()
+
+    def __exit__(self, *failure: object) -> None:
+        if self._saved is not None:
+            _cpu.restore_environment(self._saved)
+
+    def _recreate_cm(self) -> ieee:  # a decorated function may be running more than once at a time
+        return ieee()

@@ -210,6 +210,7 @@ def launch_infer(
 class CudaBackend:
     """The kernels as a backend of NumPy arrays: copies there and back, and waits for the answer."""
 
+    finds_nan = False
     block_work = 1 << 34
 
     def __init__(self, name: str) -> None:

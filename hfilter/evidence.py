@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .arrays import Wrap, as_numpy
 from .checks import check_int
+from .compiled import _cpu
 from .errors import ArgumentError, DTypeError, ShapeError
 from .tree import TreeStructure
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_roots",
     "kernel_layout",
     "new_outputs",
+    "refuse_fields",
 ]
 
 Array = NDArray[Any]
@@ -104,9 +106,12 @@ def kernel_layout(tree: TreeStructure, evidence: Evidence) -> Evidence:
 
 
 def check_evidence(
-    tree: TreeStructure, leaves: Any, mask: Any, log_fields: Any
+    tree: TreeStructure, leaves: Any, mask: Any, log_fields: Any, finds_nan: bool = False
 ) -> tuple[Evidence, int, Wrap]:
-    """Evidence a user gave, checked; the number of rows; and what turns results into his arrays."""
+    """Evidence a user gave, checked; the number of rows; and what turns results into his arrays.
+
+    Values of fields in single precision are left to the kernel if it `finds_nan` (see `refuse_fields`).
+    """
     if (leaves is None) == (log_fields is None):
         raise ArgumentError(
             "give exactly one of leaves (tokens) and log_fields, got "
@@ -121,8 +126,8 @@ def check_evidence(
         if fields.dtype.kind != "f":
             raise DTypeError(f"log_fields must be floating-point, got {fields.dtype}")
         _check_shape("log_fields", fields, (tree.n_leaves, tree.vocab_size))
-        for begin in range(0, len(fields), 65536):
-            _check_fields(fields[begin : begin + 65536], begin)
+        if not (finds_nan and fields.dtype.itemsize <= 4):
+            refuse_fields(fields)
         return Evidence(log_fields=fields), len(fields), wrap
     tokens, wrap = as_numpy("leaves", leaves)
     if tokens.dtype.kind not in "iu":
@@ -130,7 +135,8 @@ def check_evidence(
             f"leaves must be integers (tokens), got {tokens.dtype}; convert with .astype(np.uint8)"
         )
     _check_shape("leaves", tokens, (tree.n_leaves,))
-    if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) > tree.mask_token):
+    signed = tokens.dtype.kind == "i"
+    if tokens.size and (int(tokens.max()) > tree.mask_token or (signed and int(tokens.min()) < 0)):
         bad = np.argwhere((tokens < 0) | (tokens > tree.mask_token))[0]
         raise ArgumentError(
             f"leaves must be tokens 0 … {tree.vocab_size - 1}, or {tree.mask_token} for a hidden one, "
@@ -156,10 +162,26 @@ def _check_shape(name: str, x: Array, row: tuple[int, ...]) -> None:
         raise ShapeError(f"{name} must have shape (n, {wanted}), got {x.shape}")
 
 
+def _extremes(fields: Array) -> tuple[float, float, bool]:
+    """Smallest and largest value, and whether any is NaN."""
+    plain = fields.flags.c_contiguous and fields.flags.aligned and fields.dtype.isnative
+    if _cpu is not None and plain and fields.dtype.char in "fd":
+        found: tuple[float, float, bool] = _cpu.extremes(fields)
+        return found
+    low, high = float(fields.min()), float(fields.max())
+    return low, high, bool(np.isnan(low))
+
+
+def refuse_fields(fields: Array, first_row: int = 0) -> None:
+    """Raise if a field is NaN, +inf or too large, and say where."""
+    for begin in range(0, len(fields), 65536):
+        _check_fields(fields[begin : begin + 65536], first_row + begin)
+
+
 def _check_fields(fields: Array, first_row: int) -> None:
     if not fields.size:
         return
-    low, high = float(fields.min()), float(fields.max())
+    low, high, nan = _extremes(fields)
     if low < -_MAX_FIELD or high > _MAX_FIELD:
         finite = np.where(np.isfinite(fields), fields, 0)
         if float(finite.max()) > _MAX_FIELD or float(finite.min()) < -_MAX_FIELD:
@@ -167,7 +189,7 @@ def _check_fields(fields: Array, first_row: int) -> None:
                 f"log_fields must be -inf or within ±{_MAX_FIELD:g} nats, got values from "
                 f"{finite.min():g} to {finite.max():g}; subtract from each leaf its largest field"
             )
-    if np.isnan(low) or high == np.inf:
+    if nan or high == np.inf:
         row, leaf, symbol = (int(i) for i in np.argwhere(np.isnan(fields) | (fields == np.inf))[0])
         raise ArgumentError(
             f"log_fields must be finite or -inf, got {fields[row, leaf, symbol]} in row {first_row + row} "

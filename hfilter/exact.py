@@ -25,11 +25,12 @@ from .evidence import (
     check_roots,
     kernel_layout,
     new_outputs,
+    refuse_fields,
 )
 from .logspace import infer_logspace
 from .results import Posterior, Sample
-from .runners import Backend
-from .tree import TreeStructure
+from .runners import ROW_NAN, Backend
+from .tree import TreeStructure, computed_once
 
 __all__ = ["Posterior", "Sample", "TreeModel"]
 
@@ -276,7 +277,7 @@ class TreeModel(TreeStructure):
 
     # ---------------------------------------------------------------------------------- inside
 
-    @property
+    @computed_once
     def _row_cost(self) -> int:
         """Rule updates of one row, roughly: how much work a block of rows is."""
         cost = self.n_leaves * self.vocab_size
@@ -312,18 +313,22 @@ class TreeModel(TreeStructure):
         if place is not None:
             question = (self, place, leaves, mask, log_fields, kind, backend)
             return _device.infer_tensors(*question, **wanted), lambda x: x
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)
+        runner, threads = _runner(backend, num_threads)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields, runner.finds_nan)
         out = self._outputs(n, kind, **wanted)
-        self._run(evidence, n, kind, out, backend, num_threads)
+        self._run(evidence, n, kind, out, runner, threads)
         return out, wrap
 
     @ieee()
     def _run(
-        self, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs, backend: str | None,
-        num_threads: int | None,
+        self, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs, runner: Backend, threads: int
     ) -> None:  # fmt: skip
-        runner, threads = _runner(backend, num_threads)
+        if n == 0:
+            return
         rows = max(1, runner.block_work // self._row_cost)
+        if n <= rows:
+            self._run_block(runner, threads, kernel_layout(self, evidence), n, kind, out, 0)
+            return
         for begin in range(0, n, rows):  # short calls: Python sees Ctrl-C between them
             part = slice(begin, min(begin + rows, n))
             self._run_block(
@@ -333,6 +338,7 @@ class TreeModel(TreeStructure):
                 part.stop - begin,
                 kind,
                 out.rows(part),
+                begin,
             )
 
     def _run_block(
@@ -343,11 +349,15 @@ class TreeModel(TreeStructure):
         n: int,
         kind: np.dtype[Any],
         out: Outputs,
+        first: int,
     ) -> None:
+        """Rows `first` … of the call: those that leave the range of `kind` are computed again in a wider one."""
         status = np.empty(n, np.uint8)
         runner.infer(self, evidence, kind, out, status, threads)
         if not status.any():
             return
+        if evidence.log_fields is not None and int(status.max()) == ROW_NAN:
+            refuse_fields(evidence.log_fields, first)
         again = np.flatnonzero(status)
         part, double = evidence.rows(again), np.dtype(np.float64)
         wider = self._outputs(
@@ -356,7 +366,7 @@ class TreeModel(TreeStructure):
             leave_one_out=out.leave_one_out is not None,
         )  # fmt: skip
         if kind != double:
-            self._run_block(runner, threads, part, len(again), double, wider)
+            self._run_block(runner, threads, part, len(again), double, wider, first)
         else:
             infer_logspace(self, part, wider, len(again))
         for target, source in zip(out.arrays(), wider.arrays(), strict=True):

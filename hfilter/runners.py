@@ -24,6 +24,7 @@ from .flat import FlatModel, flatten, messages, row_bytes, symbols
 from .tree import TreeStructure
 
 __all__ = [
+    "ROW_NAN",
     "Backend",
     "CompiledBackend",
     "TextBackend",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+ROW_NAN = 2  # status of a row with a field that is NaN or +inf (csrc/hfilter.h: hf_row_status)
 
 _CACHE = 1 << 21  # bytes of scratch that a cache holds: long loops over lanes, but not from memory
 _MEMORY = 1 << 26  # bytes of scratch at most, if there is room for one row
@@ -50,6 +52,7 @@ class Backend(Protocol):
     """What `hfilter.exact` asks of a backend."""
 
     name: str
+    finds_nan: bool  # `infer` marks rows whose fields are NaN or +inf with ROW_NAN
     block_work: int  # rule updates in a call of about a tenth of a second on one thread
 
     def sample(
@@ -66,6 +69,7 @@ class Backend(Protocol):
 class CompiledBackend:
     """The C++ text for one instruction set."""
 
+    finds_nan = True
     block_work = 1 << 27
 
     def __init__(self, name: str) -> None:
@@ -99,6 +103,8 @@ class CompiledBackend:
 
 class TextBackend:
     """The Python text: plain, a row at a time, or compiled by Numba, a block of rows at a time."""
+
+    finds_nan = False
 
     def __init__(
         self, name: str, text: Callable[[], dict[str, Any]], block_work: int, compiled: bool

@@ -36,7 +36,7 @@ _NEVER = np.uint32(
 )  # a cut point that no word passes (the sampler lowers the largest word by one)
 
 
-class _computed_once(Generic[T]):
+class computed_once(Generic[T]):
     """`functools.cached_property` without its lock, which before Python 3.12 all models share: a fork
     or another model's first call must not wait for it. Two threads may compute the same value twice.
     """
@@ -145,7 +145,7 @@ class TreeStructure:
         ]
         return out
 
-    @_computed_once
+    @computed_once
     def channels(self) -> NDArray[np.float64]:
         """All channels of the filter level, shape (arity**k, q_0, q_k)."""
         current = np.eye(self.alphabets[0])[None]
@@ -165,7 +165,7 @@ class TreeStructure:
         current.flags.writeable = False
         return current
 
-    @_computed_once
+    @computed_once
     def fingerprint(self) -> str:
         """Digest of the law of the leaves: grammar, depth, filter level, root prior."""
         text = f"{self.grammar.fingerprint} {self.depth} {self.filter_level}".encode()
@@ -194,7 +194,7 @@ class TreeStructure:
 
     # --------------------------------------------------------------------------------- packing
 
-    @_computed_once
+    @computed_once
     def packed(self) -> Mapping[str, Any]:
         """The flat arrays of the kernel contract (csrc/hfilter.h: hf_model, hf_level)."""
         k = self.filter_level

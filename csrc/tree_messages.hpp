@@ -1,0 +1,198 @@
+// Message passing: one level upward, one level downward, and the watch over the range of the value type.
+#pragma once
+
+#include "tree_sampling.hpp"
+
+namespace HF_NAMESPACE {
+
+// Typed views of the model and the call, chosen by the value type.
+template <class T> struct Numbers;
+template <> struct Numbers<float> {
+    static HF_INLINE const float* prob(const hf_level& l) { return l.prob32; }
+    static HF_INLINE const float* prior(const hf_model& m) { return m.prior32; }
+    static HF_INLINE const float* star(const hf_model& m) { return m.star32; }
+    static HF_INLINE float tiny(const hf_model& m) { return m.tiny32; }
+    static HF_INLINE int32_t slack(const hf_model& m) { return m.slack32; }
+};
+template <> struct Numbers<double> {
+    static HF_INLINE const double* prob(const hf_level& l) { return l.prob64; }
+    static HF_INLINE const double* prior(const hf_model& m) { return m.prior64; }
+    static HF_INLINE const double* star(const hf_model& m) { return m.star64; }
+    static HF_INLINE double tiny(const hf_model& m) { return m.tiny64; }
+    static HF_INLINE int64_t slack(const hf_model& m) { return m.slack64; }
+};
+
+// What has happened to the range of a row so far.
+template <class P> struct Range {
+    using I = typename P::I;
+    static constexpr typename P::Int bias = Format<typename P::Scalar>::bias;
+    typename P::V tiny;
+    typename P::V smallest;                // of all non-zero entries of messages so far
+    typename P::V least_top = splat<P>(1); // of all maxima and sums: 0 if some message is zero throughout
+    I lost{};                              // mask: something else rounded to zero
+    I spent{};                             // bits of cancellation, summed over levels
+    I worst = splat_int<P>(bias);          // lowest (biased) exponent of the present level
+
+    HF_INLINE explicit Range(typename P::Scalar limit)
+        : tiny(splat<P>(limit)), smallest(limit > 1 ? typename P::V{} : splat<P>(2)) {}
+
+    // If the limit is above 1, some rule is below the range of the type: in danger from the start.
+    HF_INLINE I danger() const { return lost | as_mask<P>(smallest < tiny); }
+    HF_INLINE I empty() const { return as_mask<P>(least_top == 0); }
+    HF_INLINE void watch(typename P::V x) { smallest = smaller(smallest, x > 0 ? x : smallest); }
+    // Watches what is known to be >= bound (or 0) without looking at it, if that is enough; false if it is not.
+    HF_INLINE bool harmless(typename P::Scalar bound) const {
+        return bound >= lane<P>(tiny, 0) && lane<P>(tiny, 0) <= 1;
+    }
+    // The largest entry, or the sum, of what is about to be normalised.
+    HF_INLINE I normalising(typename P::V top) {
+        const I e = biased_exponent<P>(top);
+        worst = smaller(worst, e);
+        least_top = smaller(least_top, top);
+        return e;
+    }
+    // The sum that beliefs have been divided by.
+    HF_INLINE void normalised(typename P::V sum) {
+        normalising(sum);
+        constexpr typename P::Scalar lowest_normal = Format<typename P::Scalar>::lowest_normal;
+        lost |= as_mask<P>(sum < splat<P>(lowest_normal)) & as_mask<P>(sum > 0);
+    }
+    HF_INLINE void next_level() {
+        spent += bias - worst;
+        worst = splat_int<P>(bias);
+    }
+};
+
+// Normalises one message of q entries; returns the biased exponent taken out (of a zero message: anything). `least`
+// goes down to the smallest non-zero entry if Watch.
+template <class P, bool Watch = true>
+HF_INLINE typename P::I rescale(typename P::V* x, int q, Range<P>& range, typename P::V& least) {
+    typename P::V top = x[0];
+    for (int a = 1; a < q; ++a) top = larger(top, x[a]);
+    const typename P::I e = range.normalising(top);
+    const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias - e);
+    typename P::V mine = splat<P>(2); // a chain of its own: the next message need not wait for it
+    for (int a = 0; a < q; ++a) {
+        x[a] = x[a] * factor;
+        if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(2));
+    }
+    if constexpr (Watch) least = smaller(least, mine);
+    return e;
+}
+
+// Normalises n messages of q entries, and watches over them unless `bound` says that no non-zero entry can be in
+// danger. Returns the sum of the exponents taken out; `bound` becomes that of the level.
+template <class P>
+HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range, typename P::Scalar& bound) {
+    typename P::I total{};
+    typename P::V least = splat<P>(2);
+    if (range.harmless(bound))
+        for (int64_t i = 0; i < n; ++i) total += rescale<P, false>(x + i * q, q, range, least);
+    else {
+        for (int64_t i = 0; i < n; ++i) total += rescale<P, true>(x + i * q, q, range, least);
+        range.smallest = smaller(range.smallest, least);
+        bound = lowest_lane<P>(least);
+    }
+    range.next_level();
+    return total - static_cast<typename P::Int>(n) * Range<P>::bias;
+}
+
+// A bound under the non-zero entries of a message made by the rules of one level from messages with the bounds given,
+// the other one s times: each entry has a term p * one * other^s, and normalising divides by at most 2^(s + 2) * q.
+template <class T> HF_INLINE T next_bound(T smallest_prob, T one, T other, int s, int q) {
+    T bound = smallest_prob * one / static_cast<T>(4 * q);
+    for (int r = 0; r < s; ++r) bound = bound * (other / 2);
+    return bound;
+}
+
+// S and Q are the arity and the size of all alphabets where they are known in advance, or 0.
+
+// Levels are walked a few neighbouring nodes at a time: what a rule says is read once for all of them. Upward the
+// sums stay in registers; downward they do not, and two nodes already fill the pipes.
+constexpr int kNodesUp = 4, kNodesDown = 2;
+
+// nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for U nodes side by side.
+template <class P, int S, int Q, int U>
+HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::V* child, typename P::V* nu) {
+    using V = typename P::V;
+    const int s = S > 0 ? S : arity;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
+    const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
+    for (int a = 0; a < qp; ++a) {
+        V sum[U] = {};
+        for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+            const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+            for (int u = 0; u < U; ++u) {
+                const V* below = child + u * s * qc;
+                V term = prob[rule] * below[b[0]];
+                for (int r = 1; r < s; ++r) term = term * below[r * qc + b[r]];
+                sum[u] = sum[u] + term;
+            }
+        }
+        for (int u = 0; u < U; ++u) nu[u * qp + a] = sum[u];
+    }
+}
+
+template <class P, int S, int Q>
+HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const typename P::V* below, typename P::V* nu,
+                            typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
+    const int qp = Q > 0 ? Q : level.n_parents;
+    const int64_t children = int64_t(S > 0 ? S : arity) * (Q > 0 ? Q : level.n_symbols);
+    int64_t i = 0;
+    for (; i + kNodesUp <= n; i += kNodesUp)
+        upward_nodes<P, S, Q, kNodesUp>(level, arity, below + i * children, nu + i * qp);
+    for (; i < n; ++i) upward_nodes<P, S, Q, 1>(level, arity, below + i * children, nu + i * qp);
+    total += rescale_level<P>(nu, n, qp, range, bound);
+}
+
+// mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r').
+template <class P, int S, int Q, int U>
+HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P::V* mu, const typename P::V* nu_below,
+                              typename P::V* mu_below) {
+    using V = typename P::V;
+    const int s = S > 0 ? S : arity;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
+    const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
+    V right[HF_MAX_ARITY + 1]; // products of the siblings to the right
+    for (int x = 0; x < U * s * qc; ++x) mu_below[x] = V{};
+    for (int a = 0; a < qp; ++a) {
+        for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+            const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+            for (int u = 0; u < U; ++u) {
+                const V* up = nu_below + u * s * qc;
+                V* out = mu_below + u * s * qc;
+                V left = mu[u * qp + a] * prob[rule];
+                if constexpr (S == 2) {
+                    out[b[0]] = out[b[0]] + left * up[qc + b[1]];
+                    out[qc + b[1]] = out[qc + b[1]] + left * up[b[0]];
+                } else {
+                    right[s] = splat<P>(1);
+                    for (int r = s - 1; r > 0; --r) right[r] = up[r * qc + b[r]] * right[r + 1];
+                    for (int r = 0; r < s; ++r) {
+                        V& target = out[r * qc + b[r]];
+                        target = target + left * right[r + 1];
+                        left = left * up[r * qc + b[r]];
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <class P, int S, int Q> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
+                                                               const typename P::V* mu, const typename P::V* nu_below,
+                                                               typename P::V* mu_below, Range<P>& range,
+                                                               typename P::Scalar& bound) {
+    const int s = S > 0 ? S : arity;
+    const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
+    const int64_t children = int64_t(s) * qc;
+    int64_t i = 0;
+    for (; i + kNodesDown <= n; i += kNodesDown)
+        downward_nodes<P, S, Q, kNodesDown>(level, arity, mu + i * qp, nu_below + i * children,
+                                            mu_below + i * children);
+    for (; i < n; ++i)
+        downward_nodes<P, S, Q, 1>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+    rescale_level<P>(mu_below, n * s, qc, range, bound);
+}
+
+} // namespace HF_NAMESPACE

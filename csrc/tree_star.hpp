@@ -1,0 +1,131 @@
+// The root of a filtered tree, and what one pack needs in memory.
+#pragma once
+
+#include "tree_messages.hpp"
+
+namespace HF_NAMESPACE {
+
+// A product of many factors per class, each class with its own exponent: over the arity^k nodes of a
+// star one class may fall 10^5 powers of two behind and come back.
+template <class P> struct WideNumber {
+    typename P::V value; // in [1, 2), or 0
+    typename P::I exponent;
+
+    static HF_INLINE WideNumber of(typename P::V factor) {
+        WideNumber x{splat<P>(1), typename P::I{}};
+        x.multiply(factor);
+        return x;
+    }
+    HF_INLINE void multiply(typename P::V factor) {
+        value = value * factor;
+        const typename P::I e = ::HF_NAMESPACE::exponent<P>(value);
+        value = value * power_of_two<P>(-e);
+        exponent += e;
+    }
+};
+
+// Brings wide numbers to one common exponent, which is returned; x[a] * 2^result is the value.
+template <class P> HF_INLINE typename P::I align(const WideNumber<P>* wide, int q, typename P::V* x, Range<P>& range) {
+    using I = typename P::I;
+    constexpr typename P::Int lowest = -(typename P::Int(1) << 30);
+    constexpr typename P::Int floor_exponent = -Format<typename P::Scalar>::bias + 1;
+    I top = splat_int<P>(lowest);
+    for (int a = 0; a < q; ++a) top = larger<I>(top, wide[a].value > 0 ? wide[a].exponent : splat_int<P>(lowest));
+    for (int a = 0; a < q; ++a) {
+        // The exponent of a zero may be anything: it must not become a factor.
+        const I there = as_mask<P>(wide[a].value > 0);
+        const I shift = there & (wide[a].exponent - top);
+        const I lost = there & as_mask<P>(shift < floor_exponent);
+        const typename P::V aligned = wide[a].value * power_of_two<P>(larger<I>(shift, splat_int<P>(floor_exponent)));
+        x[a] = lost != 0 ? typename P::V{} : aligned;
+        range.watch(x[a]);
+        range.lost |= lost;
+    }
+    return top <= lowest ? I{} : top;
+}
+
+// Scratch of one pack, in values: messages of every existing level, two downward levels, and the star.
+template <class P> struct Layout {
+    int64_t nu[64]; // offset of each level
+    int64_t mu[2];
+    int64_t star; // per node and class: m_i(a) and the product of those before it (value, exponent)
+    int64_t size;
+
+    HF_INLINE explicit Layout(const hf_model& m) {
+        int64_t at = 0, widest = m.alphabets[0];
+        for (int d = m.filter_level; d <= m.depth; ++d) {
+            const int64_t level = n_nodes(m, d) * m.alphabets[d];
+            nu[d] = at;
+            at += level;
+            if (level > widest) widest = level;
+        }
+        mu[0] = at;
+        mu[1] = at + widest;
+        star = at + 2 * widest;
+        const int64_t q0 = m.alphabets[0];
+        size = star + 2 * q0; // the root's message and its belief
+        if (m.filter_level > 0) size += (3 * n_nodes(m, m.filter_level) + 3 * 2) * q0;
+    }
+};
+
+// The root of a filtered tree: its s^k children are independent given it.
+template <class P> struct Star {
+    using V = typename P::V;
+    const hf_model& m;
+    const typename P::Scalar* channels;
+    int64_t n;
+    int q0, qk;
+    V* factor;             // m_i(a) = sum_c P_i[a, c] nu_i(c)
+    WideNumber<P>* before; // prod_{j < i} m_j(a)
+    WideNumber<P>* suffix; // prod_{j > i} m_j(a), then scratch
+
+    HF_INLINE Star(const hf_model& model, V* scratch)
+        : m(model), channels(Numbers<typename P::Scalar>::star(model)), n(n_nodes(model, model.filter_level)),
+          q0(model.alphabets[0]), qk(model.alphabets[model.filter_level]), factor(scratch),
+          before(reinterpret_cast<WideNumber<P>*>(scratch + n * q0)), suffix(before + n * q0) {}
+
+    // Returns the exponent of prod_i max_a m_i(a), which no single class may reach.
+    HF_INLINE typename P::I upward(const V* nu, WideNumber<P>* root) {
+        WideNumber<P> best = WideNumber<P>::of(splat<P>(1));
+        for (int a = 0; a < q0; ++a) root[a] = WideNumber<P>::of(splat<P>(1));
+        for (int64_t i = 0; i < n; ++i) {
+            const typename P::Scalar* p = channels + i * q0 * qk;
+            for (int a = 0; a < q0; ++a) {
+                V sum{};
+                for (int c = 0; c < qk; ++c) sum = sum + p[a * qk + c] * nu[i * qk + c];
+                factor[i * q0 + a] = sum;
+                before[i * q0 + a] = root[a];
+                root[a].multiply(sum);
+            }
+            V top = factor[i * q0];
+            for (int a = 1; a < q0; ++a) top = larger(top, factor[i * q0 + a]);
+            best.multiply(top);
+        }
+        return best.exponent;
+    }
+
+    // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c]
+    HF_INLINE void downward(V* mu, V* weight, Range<P>& range) {
+        const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
+        WideNumber<P>* product = suffix + q0;
+        for (int a = 0; a < q0; ++a) suffix[a] = WideNumber<P>::of(splat<P>(prior[a]));
+        for (int64_t i = n - 1; i >= 0; --i) {
+            const typename P::Scalar* p = channels + i * q0 * qk;
+            for (int a = 0; a < q0; ++a) {
+                product[a] = suffix[a];
+                product[a].multiply(before[i * q0 + a].value);
+                product[a].exponent += before[i * q0 + a].exponent;
+                suffix[a].multiply(factor[i * q0 + a]);
+            }
+            align<P>(product, q0, weight, range);
+            V* out = mu + i * qk;
+            for (int c = 0; c < qk; ++c) out[c] = V{};
+            for (int a = 0; a < q0; ++a)
+                for (int c = 0; c < qk; ++c) out[c] = out[c] + weight[a] * p[a * qk + c];
+            rescale<P>(out, qk, range, range.smallest);
+        }
+        range.next_level();
+    }
+};
+
+} // namespace HF_NAMESPACE
