@@ -8,7 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #if defined(__SSE2__) && !defined(__CUDACC__)
-#include <immintrin.h> // for the two operations that compilers do not find by themselves
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12, of its own header
+#include <immintrin.h> // for the few operations that compilers do not find by themselves
+#pragma GCC diagnostic pop
 #endif
 
 #ifndef HF_NAMESPACE
@@ -195,8 +198,8 @@ template <class U> HF_INLINE void multiply_wide(uint32_t m, const U& x, U& hi, U
 #if defined(__AVX512F__) && !defined(__CUDACC__)
     if constexpr (n == 16) {
         const __m512i factor = _mm512_set1_epi32(static_cast<int>(m)), word = (__m512i)x;
-        const __m512i even = _mm512_maskz_mul_epu32(0xFF, word, factor);
-        const __m512i odd = _mm512_maskz_mul_epu32(0xFF, _mm512_maskz_srli_epi64(0xFF, word, 32), factor);
+        const __m512i even = _mm512_mul_epu32(word, factor);
+        const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(word, 32), factor);
         hi = (U)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
         lo = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
         return;
@@ -278,7 +281,7 @@ template <class V, int Quarters> HF_INLINE V from_quarters(const char* const* qu
         const auto quarter = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(quarters[i])); };
         const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(0)), quarter(1), 1);
         const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(2)), quarter(3), 1);
-        return (V)_mm512_maskz_inserti64x4(0xFF, _mm512_zextsi256_si512(low), high, 1);
+        return (V)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
 #endif
     V v;

@@ -9,6 +9,7 @@ import typing
 __all__: list[str] = [
     "Model",
     "abi_version",
+    "extremes",
     "ieee_environment",
     "infer",
     "instruction_sets",
@@ -28,6 +29,11 @@ class Model:
         """
         Where its C struct lies, for module _cuda.
         """
+
+def extremes(values: typing.Any) -> tuple:
+    """
+    Smallest and largest of floating-point values, NaN aside, and whether any is NaN.
+    """
 
 def ieee_environment() -> bytes:
     """
@@ -89,5 +95,5 @@ def sample(
     Draws n rows of the stream into the given levels.
     """
 
-abi_version: int = 1
+abi_version: int = 2
 max_arity: int = 32

@@ -102,4 +102,4 @@ FORCE_DOUBLE_RESCUE: int = 8
 FORCE_FEW_BLOCKS: int = 4
 FORCE_GENERAL: int = 1
 FORCE_GLOBAL: int = 2
-abi_version: int = 1
+abi_version: int = 2

@@ -143,9 +143,11 @@ def allocate(what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Arra
     size = np.dtype(dtype).itemsize
     for length in shape:
         size *= length
+    if size < _LARGE:
+        return np.empty(shape, dtype)
     if size <= _physical_memory():
         try:
-            return np.empty(shape, dtype) if size < _LARGE else _aligned(size, shape, dtype)
+            return _aligned(size, shape, dtype)
         except (MemoryError, ValueError):
             pass
     raise ArgumentError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import ContextDecorator
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = ["ieee", "not_built"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _cpu: Any
 try:
@@ -27,7 +31,7 @@ except ImportError as error:
         )
 
 
-class ieee(ContextDecorator):
+class ieee:
     """Run a block, or a function it decorates, with subnormal numbers and rounding as IEEE has them.
 
     torch can switch a thread to flushing subnormals, and results must not depend on it. Without the
@@ -41,5 +45,10 @@ class ieee(ContextDecorator):
         if self._saved is not None:
             _cpu.restore_environment(self._saved)
 
-    def _recreate_cm(self) -> ieee:  # a decorated function may be running more than once at a time
-        return ieee()
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            with ieee():  # one's own: calls may overlap
+                return function(*args, **kwargs)
+
+        return inside

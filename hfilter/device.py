@@ -25,6 +25,8 @@ _DLPACK_CUDA = 2
 def place_of(*arguments: Any, device: Any = None) -> Any:
     """The device that a call belongs to, or None: any argument that lies on one, or `device`."""
     for x in arguments:
+        if x is None or isinstance(x, np.ndarray):
+            continue
         where = getattr(x, "device", None)
         if type(x).__module__.partition(".")[0] == "torch":
             if getattr(where, "type", None) in EXECUTORS:

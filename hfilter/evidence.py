@@ -135,8 +135,7 @@ def check_evidence(
             f"leaves must be integers (tokens), got {tokens.dtype}; convert with .astype(np.uint8)"
         )
     _check_shape("leaves", tokens, (tree.n_leaves,))
-    signed = tokens.dtype.kind == "i"
-    if tokens.size and (int(tokens.max()) > tree.mask_token or (signed and int(tokens.min()) < 0)):
+    if tokens.size and not _are_tokens(tokens, tree.mask_token):
         bad = np.argwhere((tokens < 0) | (tokens > tree.mask_token))[0]
         raise ArgumentError(
             f"leaves must be tokens 0 … {tree.vocab_size - 1}, or {tree.mask_token} for a hidden one, "
@@ -154,6 +153,13 @@ def check_evidence(
                 f"mask must have the shape of leaves, {tokens.shape}, got {hidden.shape}"
             )
     return Evidence(tokens, hidden), len(tokens), wrap
+
+
+def _are_tokens(tokens: Array, largest: int) -> bool:
+    if tokens.size <= 64:  # where NumPy's reductions take longer than the kernel
+        values = tokens.ravel().tolist()
+        return bool(max(values) <= largest and min(values) >= 0)
+    return int(tokens.max()) <= largest and (tokens.dtype.kind == "u" or int(tokens.min()) >= 0)
 
 
 def _check_shape(name: str, x: Array, row: tuple[int, ...]) -> None:

@@ -354,7 +354,9 @@ class TreeModel(TreeStructure):
         """Rows `first` … of the call: those that leave the range of `kind` are computed again in a wider one."""
         status = np.empty(n, np.uint8)
         runner.infer(self, evidence, kind, out, status, threads)
-        if not status.any():
+        if not (
+            status.any() if n > 64 else any(status.tolist())
+        ):  # NumPy takes its time over a few
             return
         if evidence.log_fields is not None and int(status.max()) == ROW_NAN:
             refuse_fields(evidence.log_fields, first)
