@@ -124,8 +124,7 @@ template <class P, int S, int Q> void infer_pack(const hf_model& m, const hf_inf
             auto* symbols = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(leaves);
             load_symbols<P>(m, args, rows, symbols);
             level = depth - table.height;
-            for (int d = depth - 1; d >= level; --d)
-                bounds[d] = next_bound(smallest[d], T(1), bounds[d + 1], m.arity, 1);
+            bounds[level] = args.table_values[table.least()];
             total = look_up_level<P>(m, table, args, symbols, scratch + at.nu[level], range);
         }
     } else load_tokens<P>(m, args, rows, leaves);
@@ -205,14 +204,10 @@ void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int
     typename P::Scalar smallest[64]; // probability of a level
     for (int d = m.filter_level; d < m.depth; ++d)
         smallest[d] = smallest_positive(Numbers<typename P::Scalar>::prob(m.levels[d]), m.levels[d].n_rules);
-    // The table serves where no message in it can be in danger, so that nobody has watched in vain.
     TableShape table(m);
-    if (!args.tokens || !args.table_values || sizeof(typename P::Scalar) != sizeof(float)) table.height = 0;
-    typename P::Scalar bound = 1;
-    for (int h = 1; h <= table.height; ++h) {
-        bound = next_bound(smallest[m.depth - h], typename P::Scalar(1), bound, m.arity, 1);
-        if (!Range<P>(Numbers<typename P::Scalar>::tiny(m)).harmless(bound)) table.height = 0;
-    }
+    if (!args.tokens || !args.table_values || sizeof(typename P::Scalar) != sizeof(float) ||
+        !Range<P>(Numbers<typename P::Scalar>::tiny(m)).harmless(args.table_values[table.least()]))
+        table.height = 0;
     bool four = m.arity == 2;
     for (int d = 0; d <= m.depth; ++d) four = four && m.alphabets[d] == 4;
     for (int64_t row = begin; row < end; row += P::lanes) {
@@ -247,7 +242,7 @@ void infer(const hf_model* m, const hf_infer_args* args, int64_t begin, int64_t 
 hf_table_size table_size(const hf_model* m) {
     const TableShape shape(*m);
     if (shape.height == 0) return {0, 0};
-    return {shape.combinations * shape.stride, shape.combinations};
+    return {shape.least() + 1, shape.combinations};
 }
 
 using TablePack = Pack<float, kLanes32>;
@@ -256,8 +251,12 @@ size_t fill_scratch(const hf_model* m) { return static_cast<size_t>(fill_packs(*
 
 void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
     const TableShape shape(*m);
-    for (int64_t first = 0; shape.height > 0 && first < shape.combinations; first += kLanes32)
-        fill_table<TablePack>(*m, shape, first, static_cast<TablePack::V*>(scratch), values, powers);
+    if (shape.height == 0) return;
+    float least = 2;
+    for (int64_t first = 0; first < shape.combinations; first += kLanes32)
+        least = smaller(least,
+                        fill_table<TablePack>(*m, shape, first, static_cast<TablePack::V*>(scratch), values, powers));
+    values[shape.least()] = least;
 }
 
 } // namespace

@@ -103,9 +103,17 @@ int32_t over_threads(int64_t n, int64_t block, size_t scratch_bytes, int32_t num
 }
 
 constexpr size_t kWideScratchLimit = size_t(64) << 20; // beyond it one lane at a time: memory stays bounded
-constexpr int64_t kSmallWork = 1 << 18;                // node-rule updates below which no thread is started
+constexpr int64_t kBlockWork = 1 << 18;                // rule updates a block of rows should have
+constexpr int64_t kSmallWork = 1 << 20;                // and those below which starting a thread takes longer
 
-// Rough cost of one row, in rule updates: decides blocks and whether threads pay.
+// Rough cost of drawing one row: a node costs about as much as this many rule updates.
+int64_t draw_cost(const hf_model& m) {
+    int64_t cost = 0, nodes = 1;
+    for (int d = 0; d <= m.depth; ++d, nodes *= m.arity) cost += d >= m.filter_level ? 4 * nodes : 0;
+    return cost;
+}
+
+// Rough cost of inference on one row, in rule updates: decides blocks and whether threads pay.
 int64_t row_cost(const hf_model& m) {
     int64_t cost = 0, nodes = 1;
     for (int d = 0; d <= m.depth; ++d) {
@@ -118,7 +126,7 @@ int64_t row_cost(const hf_model& m) {
 }
 
 int64_t block_rows(int64_t cost, int32_t lanes) {
-    const int64_t rows = kSmallWork / cost;
+    const int64_t rows = kBlockWork / cost;
     return std::max<int64_t>(lanes, std::min<int64_t>(rows, 4096) / lanes * lanes);
 }
 
@@ -153,7 +161,7 @@ int32_t hf_sample(const hf_backend* b, const hf_model* m, const hf_sample_args* 
     return guarded([&] {
         const size_t wide = b->sample_scratch(m, 0);
         const int32_t narrow = wide > kWideScratchLimit;
-        const int64_t cost = row_cost(*m);
+        const int64_t cost = draw_cost(*m);
         const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
         return over_threads(
             args->n, block_rows(cost, b->lanes32), narrow ? b->sample_scratch(m, 1) : wide, threads,
@@ -169,7 +177,10 @@ int32_t hf_infer(const hf_backend* b, const hf_model* m, const hf_infer_args* ar
     return guarded([&] {
         const size_t wide = b->infer_scratch(m, args->value_bytes, 0);
         const int32_t narrow = wide > kWideScratchLimit || args->n == 1;
-        const int64_t cost = row_cost(*m);
+        // A table leaves the upper levels to compute, if nothing below is asked for.
+        const bool looked_up =
+            args->table_values && !args->leave_one_out && !(args->beliefs && args->beliefs[m->depth]);
+        const int64_t cost = std::max<int64_t>(row_cost(*m) / (looked_up ? 4 : 1), 1);
         const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
         const int32_t lanes = args->value_bytes == 4 ? b->lanes32 : b->lanes64;
         return over_threads(

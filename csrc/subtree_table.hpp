@@ -29,6 +29,8 @@ struct TableShape {
             stride = wide;
         }
     }
+    // After the messages: their smallest non-zero entry. The table serves where that is in no danger.
+    int64_t least() const { return combinations * stride; }
 };
 
 // What was taken out of a subtree's messages, and how much cancelled on its levels, in one word.
@@ -45,9 +47,10 @@ inline int64_t fill_packs(const hf_model& m) {
     return packs;
 }
 
-// Entries first … first + N - 1; `values` is laid out as the table is.
-template <class P> void fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
-                                   float* values, int32_t* powers) {
+// Entries first … first + N - 1; `values` is laid out as the table is. Returns the smallest non-zero entry of any
+// message on the way.
+template <class P> float fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
+                                    float* values, int32_t* powers) {
     using I = typename P::I;
     const int q = m.alphabets[m.depth];
     Range<P> range(Numbers<float>::tiny(m));
@@ -63,7 +66,7 @@ template <class P> void fill_table(const hf_model& m, const TableShape& shape, i
         const int d = m.depth - h;
         const int64_t n = n_nodes(m, shape.height - h);
         typename P::V* nu = below + n * m.arity * m.alphabets[d + 1];
-        float bound = 0; // watched, in vain: the table serves only where nothing is in danger
+        float bound = 0; // nothing is known: to be watched
         const I before = range.spent;
         upward_level<P, 0, 0>(m.levels[d], m.arity, n, below, nu, total, range, bound);
         cancelled[h] = range.spent - before;
@@ -76,6 +79,7 @@ template <class P> void fill_table(const hf_model& m, const TableShape& shape, i
             values[(first + l) * shape.stride + a] = a < qd ? lane<P>(below[a], l) : 0.0f;
         powers[first + l] = lane_int<P>(packed, l);
     }
+    return lowest_lane<P>(range.smallest);
 }
 
 // Entry at[l] of lane l, as q packs.
