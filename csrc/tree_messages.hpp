@@ -120,13 +120,24 @@ HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     for (int a = 0; a < qp; ++a) {
         V sum[U] = {};
-        for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+        for (int rule = level.first[a]; rule < level.first[a + 1];) {
             const int32_t* b = level.children + static_cast<size_t>(rule) * s;
-            for (int u = 0; u < U; ++u) {
-                const V* below = child + u * s * qc;
-                V term = prob[rule] * below[b[0]];
-                for (int r = 1; r < s; ++r) term = term * below[r * qc + b[r]];
-                sum[u] = sum[u] + term;
+            if constexpr (S == 2) { // of rules that share their first child its message comes in once
+                V inner[U] = {};
+                const int first = b[0];
+                do {
+                    for (int u = 0; u < U; ++u)
+                        inner[u] = inner[u] + prob[rule] * child[(2 * u + 1) * qc + level.children[2 * rule + 1]];
+                } while (++rule < level.first[a + 1] && level.children[2 * rule] == first);
+                for (int u = 0; u < U; ++u) sum[u] = sum[u] + inner[u] * child[2 * u * qc + first];
+            } else {
+                for (int u = 0; u < U; ++u) {
+                    const V* below = child + u * s * qc;
+                    V term = prob[rule] * below[b[0]];
+                    for (int r = 1; r < s; ++r) term = term * below[r * qc + b[r]];
+                    sum[u] = sum[u] + term;
+                }
+                ++rule;
             }
         }
         for (int u = 0; u < U; ++u) nu[u * qp + a] = sum[u];
@@ -156,16 +167,29 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
     V right[HF_MAX_ARITY + 1]; // products of the siblings to the right
     for (int x = 0; x < U * s * qc; ++x) mu_below[x] = V{};
     for (int a = 0; a < qp; ++a) {
-        for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+        for (int rule = level.first[a]; rule < level.first[a + 1];) {
             const int32_t* b = level.children + static_cast<size_t>(rule) * s;
-            for (int u = 0; u < U; ++u) {
-                const V* up = nu_below + u * s * qc;
-                V* out = mu_below + u * s * qc;
-                V left = mu[u * qp + a] * prob[rule];
-                if constexpr (S == 2) {
-                    out[b[0]] = out[b[0]] + left * up[qc + b[1]];
-                    out[qc + b[1]] = out[qc + b[1]] + left * up[b[0]];
-                } else {
+            if constexpr (S == 2) { // as upward, rules that share their first child together
+                V inner[U] = {}, left[U];
+                const int first = b[0];
+                for (int u = 0; u < U; ++u) left[u] = mu[u * qp + a] * nu_below[2 * u * qc + first];
+                do {
+                    const int second = level.children[2 * rule + 1];
+                    for (int u = 0; u < U; ++u) {
+                        V& target = mu_below[(2 * u + 1) * qc + second];
+                        target = target + left[u] * prob[rule];
+                        inner[u] = inner[u] + prob[rule] * nu_below[(2 * u + 1) * qc + second];
+                    }
+                } while (++rule < level.first[a + 1] && level.children[2 * rule] == first);
+                for (int u = 0; u < U; ++u) {
+                    V& target = mu_below[2 * u * qc + first];
+                    target = target + mu[u * qp + a] * inner[u];
+                }
+            } else {
+                for (int u = 0; u < U; ++u) {
+                    const V* up = nu_below + u * s * qc;
+                    V* out = mu_below + u * s * qc;
+                    V left = mu[u * qp + a] * prob[rule];
                     right[s] = splat<P>(1);
                     for (int r = s - 1; r > 0; --r) right[r] = up[r * qc + b[r]] * right[r + 1];
                     for (int r = 0; r < s; ++r) {
@@ -174,6 +198,7 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
                         left = left * up[r * qc + b[r]];
                     }
                 }
+                ++rule;
             }
         }
     }

@@ -34,17 +34,15 @@ from .scaling import (
     TOP,
     TOTAL,
     ZERO,
-    align,
     begin_watch,
     exp_nonpositive,
     log_scaled,
-    multiply_wide,
     next_level,
     normalise,
     rescale,
-    set_one,
     take_sum,
 )
+from .star import star_downward, star_root, star_upward
 
 __all__ = ["infer_rows"]
 
@@ -67,14 +65,29 @@ def upward_level(model: FlatModel, d: int, nu: Array, below: int, out: int, at: 
             row = out + i * qp + a
             for lane in range(lanes):
                 nu[row, lane] = 0.0
-            for rule in range(model.first[level[FIRST] + a], model.first[level[FIRST] + a + 1]):
+            rule = model.first[level[FIRST] + a]
+            end = model.first[level[FIRST] + a + 1]
+            while rule < end:
                 b = (level[RULES] + rule) * s
+                if s == 2:  # of rules that share their first child its message comes in once
+                    shared = model.children[b]
+                    for lane in range(lanes):
+                        value[TERM, lane] = 0.0
+                    while model.children[b] == shared:
+                        p, y = (
+                            model.probability[level[RULES] + rule],
+                            child + qc + model.children[b + 1],
+                        )
+                        for lane in range(lanes):
+                            value[TERM, lane] = value[TERM, lane] + p * nu[y, lane]
+                        rule, b = rule + 1, b + 2
+                        if rule == end:
+                            break
+                    for lane in range(lanes):
+                        nu[row, lane] = nu[row, lane] + value[TERM, lane] * nu[child + shared, lane]
+                    continue
                 p = model.probability[level[RULES] + rule]
                 x, y = child + model.children[b], child + qc + model.children[b + 1]
-                if s == 2:
-                    for lane in range(lanes):
-                        nu[row, lane] = nu[row, lane] + p * nu[x, lane] * nu[y, lane]
-                    continue
                 for lane in range(lanes):
                     value[TERM, lane] = p * nu[x, lane] * nu[y, lane]
                 for r in range(2, s):
@@ -83,6 +96,7 @@ def upward_level(model: FlatModel, d: int, nu: Array, below: int, out: int, at: 
                         value[TERM, lane] = value[TERM, lane] * nu[y, lane]
                 for lane in range(lanes):
                     nu[row, lane] = nu[row, lane] + value[TERM, lane]
+                rule += 1
         rescale(nu, out + i * qp, qp, at)
         for lane in range(lanes):
             count[TOTAL, lane] = count[TOTAL, lane] + count[TAKEN, lane]
@@ -104,16 +118,30 @@ def downward_level(
                 mu_below[row, lane] = 0.0
         for a in range(qp):
             above = i * qp + a
-            for rule in range(model.first[level[FIRST] + a], model.first[level[FIRST] + a + 1]):
+            rule = model.first[level[FIRST] + a]
+            end = model.first[level[FIRST] + a + 1]
+            while rule < end:
                 b = (level[RULES] + rule) * s
-                p = model.probability[level[RULES] + rule]
-                if s == 2:
-                    x, y = model.children[b], qc + model.children[b + 1]
+                if s == 2:  # as upward, rules that share their first child together
+                    shared = model.children[b]
                     for lane in range(lanes):
-                        left = mu[above, lane] * p
-                        mu_below[out + x, lane] = mu_below[out + x, lane] + left * nu[up + y, lane]
-                        mu_below[out + y, lane] = mu_below[out + y, lane] + left * nu[up + x, lane]
+                        value[TERM, lane] = 0.0
+                        value[SIDE, lane] = mu[above, lane] * nu[up + shared, lane]
+                    while model.children[b] == shared:
+                        p, y = model.probability[level[RULES] + rule], qc + model.children[b + 1]
+                        for lane in range(lanes):
+                            mu_below[out + y, lane] = (
+                                mu_below[out + y, lane] + value[SIDE, lane] * p
+                            )
+                            value[TERM, lane] = value[TERM, lane] + p * nu[up + y, lane]
+                        rule, b = rule + 1, b + 2
+                        if rule == end:
+                            break
+                    for lane in range(lanes):
+                        before = mu_below[out + shared, lane]
+                        mu_below[out + shared, lane] = before + mu[above, lane] * value[TERM, lane]
                     continue
+                p = model.probability[level[RULES] + rule]
                 for lane in range(lanes):
                     value[TERM, lane] = mu[above, lane] * p
                     value[SIDE + s, lane] = 1.0
@@ -129,105 +157,10 @@ def downward_level(
                             mu_below[out + y, lane] + left * value[SIDE + r + 1, lane]
                         )
                         value[TERM, lane] = left * nu[up + y, lane]
+                rule += 1
         for r in range(s):
             rescale(mu_below, out + r * qc, qc, at)
     next_level(at.integer)
-
-
-def star_upward(model: FlatModel, room: Messages, at: Lines) -> None:
-    """m_i(a) = sum_c P_i[a, c] nu_i(c), and the products of those before node i, for every class a.
-
-    Wide numbers: node i's products from i * q0 on, those of all nodes last, then scratch, and as the
-    last of all prod_i max_a m_i(a), what no single class may reach.
-    """
-    q0, qk, n = (
-        model.alphabets[0],
-        model.alphabets[model.filter_level],
-        model.arity**model.filter_level,
-    )
-    nu, m, top, value, bits, power = (
-        room.nu, room.star, room.belief, room.value, room.value_bits, room.power,
-    )  # fmt: skip
-    lanes, best = nu.shape[1], (n + 3) * q0
-    set_one(best, value, power)
-    for a in range(q0):
-        set_one(a, value, power)
-    for i in range(n):
-        for a in range(q0):
-            row = i * q0 + a
-            for lane in range(lanes):
-                m[row, lane] = 0.0
-            for c in range(qk):
-                p = model.star[row * qk + c]
-                for lane in range(lanes):
-                    m[row, lane] = m[row, lane] + p * nu[i * qk + c, lane]
-            for lane in range(lanes):
-                value[row + q0, lane] = value[row, lane]
-                power[row + q0, lane] = power[row, lane]
-            multiply_wide(row + q0, value, bits, power, m, row, at)
-        for lane in range(lanes):
-            top[0, lane] = m[i * q0, lane]
-        for a in range(1, q0):
-            for lane in range(lanes):
-                top[0, lane] = max(top[0, lane], m[i * q0 + a, lane])
-        multiply_wide(best, value, bits, power, top, 0, at)
-
-
-def star_downward(model: FlatModel, room: Messages, at: Lines) -> None:
-    """mu_i(c) = sum_a prior(a) * prod_{j != i} m_j(a) * P_i[a, c], without a division."""
-    q0, qk, n = (
-        model.alphabets[0],
-        model.alphabets[model.filter_level],
-        model.arity**model.filter_level,
-    )
-    mu, weight, value, bits, power = room.mu, room.belief, room.value, room.value_bits, room.power
-    lanes, after, product = mu.shape[1], (n + 1) * q0, (n + 2) * q0
-    for a in range(q0):
-        for lane in range(lanes):
-            weight[a, lane] = model.prior[a]
-        set_one(after + a, value, power)
-        multiply_wide(after + a, value, bits, power, weight, a, at)
-    for i in range(n - 1, -1, -1):
-        for a in range(q0):
-            row = i * q0 + a
-            for lane in range(lanes):
-                value[product + a, lane] = value[after + a, lane]
-                power[product + a, lane] = power[after + a, lane]
-            multiply_wide(product + a, value, bits, power, value, row, at)
-            for lane in range(lanes):
-                power[product + a, lane] = power[product + a, lane] + power[row, lane]
-            multiply_wide(after + a, value, bits, power, room.star, row, at)
-        align(product, q0, value, power, weight, at)
-        for c in range(qk):
-            out = i * qk + c
-            for lane in range(lanes):
-                mu[out, lane] = 0.0
-            for a in range(q0):
-                p = model.star[(i * q0 + a) * qk + c]
-                for lane in range(lanes):
-                    mu[out, lane] = mu[out, lane] + weight[a, lane] * p
-        rescale(mu, i * qk, qk, at)
-    next_level(at.integer)
-
-
-def star_root(model: FlatModel, room: Messages, at: Lines) -> None:
-    """Prior times the product of all m_i, up to a common factor, into `belief`."""
-    q0, n = model.alphabets[0], model.arity**model.filter_level
-    belief, value, power, count = room.belief, room.value, room.power, at.integer
-    lanes, best = belief.shape[1], (n + 3) * q0
-    for lane in range(lanes):
-        danger = (count[LOST, lane] != 0) | (at.value[SMALLEST, lane] < model.tiny)
-        count[MARK, lane] = 1 if danger else 0
-    for a in range(q0):
-        for lane in range(lanes):
-            belief[a, lane] = model.prior[a]
-        multiply_wide(n * q0 + a, value, room.value_bits, power, belief, a, at)
-    align(n * q0, q0, value, power, belief, at)
-    for lane in range(lanes):
-        count[TOTAL, lane] = count[TOTAL, lane] + count[TAKEN, lane]
-        # What was lost below the star, its classes' disagreement brings forth.
-        beyond = max(power[best, lane] - count[TAKEN, lane], 0)
-        count[SPENT, lane] = count[SPENT, lane] + count[MARK, lane] * beyond
 
 
 # -------------------------------------------------------------------------------- rows and lanes

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import philox, reference, sampling, scaling
+from . import philox, reference, sampling, scaling, star
 from .compiled import _cpu, not_built
 from .errors import HFilterError, KernelError
 from .evidence import Evidence, Outputs
@@ -254,7 +254,7 @@ def _flat_model(tree: TreeStructure, dtype: np.dtype[Any], lists: bool) -> FlatM
 # Every function of the text in the order of writing, callees first.
 TEXT = tuple(
     function
-    for module in (philox, sampling, scaling, reference)
+    for module in (philox, sampling, scaling, star, reference)
     for function in vars(module).values()
     if isinstance(function, types.FunctionType) and function.__module__ == module.__name__
 )
@@ -274,7 +274,7 @@ def numba_text() -> dict[str, Any]:
     # has changed: the names carry a digest of the whole text.
     code = [(f.__code__.co_code, f.__code__.co_consts) for f in TEXT]
     version = hashlib.sha256(repr(code).encode()).hexdigest()[:12]
-    namespace = {**vars(philox), **vars(sampling), **vars(scaling), **vars(reference)}
+    namespace = {**vars(philox), **vars(sampling), **vars(scaling), **vars(star), **vars(reference)}
     for function in TEXT:
         copy = types.FunctionType(function.__code__, namespace, function.__name__)
         copy.__module__ = function.__module__

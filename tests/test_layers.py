@@ -30,6 +30,7 @@ LINES = (
     ("tree",),
     ("flat", "evidence"),
     ("scaling", "sampling"),
+    ("star",),
     ("reference",),
     ("runners", "results"),
     ("cuda",),
