@@ -77,7 +77,7 @@ def _run(argv: Sequence[str]) -> int:
             raise
         print(
             f"hfilter {arguments.command}: error: this command needs the package {error.name}, "
-            "which is not installed; try: pip install 'hfilter[learn]'",
+            "which is not installed; in the folder of hfilter: pip install '.[learn]'",
             file=sys.stderr,
         )
         return 2

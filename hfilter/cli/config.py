@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfilter.cli.options import family_defaults
 from hfilter.errors import ArgumentError, DataError
 from hfilter.experiments.artefacts import plain
 
@@ -38,7 +39,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="defaults of any option, .json or .toml"
     )
     group.add_argument(
-        "--print-config", action="store_true", help="print the options as such a file and stop"
+        "--print-config", action="store_true", help="print all options as such a JSON file and stop"
     )
     group.add_argument(
         "--traceback", action="store_true", help="show the whole traceback of an error"
@@ -132,7 +133,8 @@ def parse(
 
 
 def dump(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """Return the options as JSON which ``--config`` reads back."""
+    """Return the options as JSON which ``--config`` reads back, the grammar family's included."""
     values = {name: getattr(arguments, name) for name in _options(parser)}
+    values.update(family_defaults(arguments))
     stored = {name: value for name, value in values.items() if value is not None}
     return json.dumps({arguments.command: plain(stored)}, indent=2)

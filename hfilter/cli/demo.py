@@ -22,8 +22,10 @@ EPILOG = """\
 examples:
   hfilter demo                             everything, under three minutes on two cores
   hfilter demo --quick --out /tmp/demo     small sizes, some seconds: does it work here?
-  hfilter demo --grammar-seed 3            another grammar of the same family
+  hfilter demo --grammar-seed 3 --out g3   another grammar of the same family
   hfilter demo --steps 20000 --overwrite   a longer training into the same folder
+  hfilter demo --steps 20000 --out long --print-config > demo.json
+  hfilter demo --config demo.json          the same, from a file of options
 """
 
 
@@ -38,9 +40,13 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=Formatter,
     )
     group = parser.add_argument_group("demo")
-    group.add_argument("--out", type=Path, default=Path("hfilter-demo"), help="folder")
+    group.add_argument(
+        "--out", type=Path, default=Path("hfilter-demo"), metavar="FOLDER", help="folder"
+    )
     group.add_argument("--seed", type=count, default=0, metavar="N", help="of data and training")
-    group.add_argument("--grammar-seed", type=count, default=0, help="which published grammar")
+    group.add_argument(
+        "--grammar-seed", type=count, default=0, metavar="N", help="which published grammar"
+    )
     group.add_argument(
         "--sequences", type=positive, metavar="N", help="to draw (default: 1e7; fewer if --quick)"
     )

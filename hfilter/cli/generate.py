@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hfilter import provenance
+from hfilter.backend import get_backend
 from hfilter.cli.options import Formatter, add_backend, add_model, count, model_from, npy_name
 from hfilter.errors import ArgumentError
 from hfilter.experiments.artefacts import (
@@ -37,7 +38,8 @@ examples:
   hfilter generate --rows 1e5 --filter-level 2 --out k2.npy
   hfilter generate --grammar random-hierarchy --vocab-size 8 --rules-per-symbol 4 --n-classes 8 \\
                    --depth 3 --rows 1e5 --out rhm.npy
-  hfilter generate --config run.toml --seed 7
+  hfilter generate --rows 1e5 --out first.npy --print-config > run.json
+  hfilter generate --config run.json --seed 7 --out second.npy
 """
 
 # Bytes of leaves per block: large enough for all threads, small enough to stay in cache.
@@ -84,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows, start = arguments.rows, arguments.start
     block = max(1, _BLOCK_BYTES // (model.n_leaves * np.dtype(model.token_dtype).itemsize))
     serving = {"backend": arguments.backend, "num_threads": arguments.num_threads}
+    get_backend(arguments.backend)  # a wrong name is told before anything is drawn or written
     began = time.perf_counter()
     with ExitStack() as stack:
         leaves = stack.enter_context(NpyWriter(out, (rows, model.n_leaves), model.token_dtype))

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from hfilter import provenance
-from hfilter.cli.options import Formatter, add_backend, add_model, model_from, npy_name
+from hfilter.backend import get_backend
+from hfilter.cli.options import (
+    Formatter,
+    add_backend,
+    add_model,
+    model_from,
+    npy_name,
+    options_of,
+)
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.exact import TreeModel
 from hfilter.experiments.artefacts import (
     NpyWriter,
+    read_json,
     read_npy,
     read_rows,
     refuse_existing,
@@ -42,10 +51,16 @@ A row that the model cannot produce gets NaN (-inf as log-prob). FILE.json says 
 """
 EPILOG = """\
 examples:
-  hfilter generate --rows 1e5 --out rows.npy
-  hfilter infer rows.npy --what root --out root.npy
-  hfilter infer rows.npy --what leave-one-out --filter-level 2 --out loo.npy
-  hfilter infer rows.npy --what log-prob --out logp.npy --grammar mine.npz --depth 4
+  hfilter generate --rows 1e5 --out seen.npy
+  hfilter infer seen.npy --what root --out seen-root.npy
+  hfilter infer seen.npy --what leave-one-out --filter-level 2 --out seen-loo.npy
+a grammar of your own, saved by Grammar.save, and its data:
+  python -c "import hfilter; hfilter.Grammar.dense(4, seed=5).save('mine.npz')"
+  hfilter generate --grammar mine.npz --rows 1e5 --out own.npy
+  hfilter infer own.npy --grammar mine.npz --what log-prob --out own-logp.npy
+options in a file:
+  hfilter infer seen.npy --out again.npy --dtype float64 --print-config > infer.json
+  hfilter infer --config infer.json
 """
 
 _BLOCK_BYTES = 1 << 25
@@ -124,7 +139,10 @@ def run(arguments: argparse.Namespace) -> int:
     fields = check_evidence(model, evidence, arguments.input)
     warning = warn_of_another_law(arguments.input, model.describe())
     if warning is not None:
-        print(f"hfilter infer: warning: {warning}", file=sys.stderr)
+        hint = options_of(read_json(sidecar_path(arguments.input))["model"])
+        advice = "" if hint is None else f"; for the law of the data say: {hint}"
+        print(f"hfilter infer: warning: {warning}{advice}", file=sys.stderr)
+    get_backend(arguments.backend)  # a wrong name is told before anything is written
     what, n = arguments.what, len(evidence)
     dtype = "float64" if what == "log-prob" else arguments.dtype
     tail: tuple[int, ...] = {

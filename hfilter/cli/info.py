@@ -53,10 +53,11 @@ def _version(package: str) -> str | None:
 
 def collect() -> dict[str, Any]:
     """Return everything the command shows, as plain data."""
+    problem = None
     try:
         made = provenance()
     except HFilterError as error:  # a wrong HFILTER_ variable: this page is where one looks it up
-        made = {"backend": f"none: {error}", "num_threads": None}
+        made, problem = {"backend": None, "num_threads": None}, str(error)
     return {
         "hfilter": __version__,
         "stream_version": STREAM_VERSION,
@@ -69,6 +70,7 @@ def collect() -> dict[str, Any]:
         else os.cpu_count(),
         "backend": made["backend"],
         "num_threads": made["num_threads"],
+        "problem": problem,
         "packages": {name: _version(name) for name in _PACKAGES},
         "backends": {
             name: {"available": backend.available, "reason": backend.reason}
@@ -86,10 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"hfilter {facts['hfilter']} (sampling stream version {facts['stream_version']})")
     print(f"python  {facts['python']} on {facts['platform']}")
-    print(
-        f"serving {facts['backend']} with {facts['num_threads']} threads "
+    serving = (
+        f"{facts['backend']} with {facts['num_threads']} threads "
         f"({facts['usable_cpus']} of {facts['cpu_count']} processors usable)"
     )
+    print(f"serving {serving if facts['problem'] is None else 'nothing: ' + facts['problem']}")
     print("\nbackends")
     for name, backend in facts["backends"].items():
         state = "yes" if backend["available"] else "no "
@@ -99,5 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {name:<12} {version or 'not installed'}")
     print("\nenvironment")
     for name, value in facts["environment"].items():
-        print(f"  {name:<20} {value if value is not None else '(not set)'}")
+        wrong = "  <- wrong, see above" if name in (facts["problem"] or "") else ""
+        print(f"  {name:<20} {value if value is not None else '(not set)'}{wrong}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ __all__ = [
     "add_backend",
     "add_model",
     "count",
+    "family_defaults",
     "grammar_from",
     "model_from",
     "npy_name",
+    "options_of",
     "positive",
 ]
 
@@ -49,7 +51,10 @@ def count(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        number = float(text) if text.strip() else float("nan")
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
         # 2**53: beyond it "1e17" would not mean the digits it shows.
         if not number.is_integer() or abs(number) > 2**53:
             raise argparse.ArgumentTypeError(f"want a whole number, got {text!r}") from None
@@ -173,6 +178,34 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", metavar="NAME", help="one of `hfilter info`; default: the best")
     group.add_argument("--num-threads", type=positive, metavar="N", help="default: all cores")
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
+
+
+def family_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the grammar options that were not given, with what the family takes for them."""
+    family = _FAMILIES.get(str(getattr(arguments, "grammar", "")).replace("_", "-"))
+    return {
+        option: value
+        for option, value in (family.options if family else {}).items()
+        if value is not None and value is not _REQUIRED and getattr(arguments, option) is None
+    }
+
+
+def options_of(described: Mapping[str, Any]) -> str | None:
+    """Return the options which name a model that :meth:`TreeModel.describe` has described.
+
+    None for a grammar that no options name, such as one from a tensor.
+    """
+    grammar = described["grammar"]
+    name = str(grammar.get("family")).replace("_", "-")
+    family = _FAMILIES.get(name)
+    if family is None:
+        return None
+    words = ["--grammar", name]
+    for option in family.options:
+        value = grammar.get(family.names.get(option, option))
+        if option != "depth" and value is not None:
+            words += ["--" + option.replace("_", "-"), str(value)]
+    return " ".join([*words, "--depth", str(described["depth"])])
 
 
 def grammar_from(arguments: argparse.Namespace) -> Grammar:

@@ -11,15 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-import torch
+
+try:
+    import matplotlib
+    import torch
+except ImportError as error:
+    from hfilter.experiments import missing_package
+
+    raise missing_package(error) from error
 
 import hfilter
 from hfilter.analysis.accuracies import exact_accuracies
 from hfilter.experiments import drawings, figures
 from hfilter.experiments.artefacts import write_json, write_text
-from hfilter.experiments.folder import FILES, TRAINING, claim, write_tables
+from hfilter.experiments.folder import CLAIM, FILES, TRAINING, claim, write_tables
 from hfilter.experiments.progress import progress
 from hfilter.experiments.record import Climb, DemoRecord, Draw, Tables
 from hfilter.experiments.report import html_page, text_summary
@@ -306,7 +312,7 @@ def run_demo(config: DemoConfig) -> DemoRecord:
         out / "provenance.json",
         {"made_by": "hfilter demo", "settings": plan.settings, "model": record.model, **made},
     )
-    files = [name for name in FILES if name != "report.html"]
+    files = [*(name for name in FILES if name != "report.html"), CLAIM]
     page = write_text(out / "report.html", html_page(record, pictures, [*files, f"{TRAINING}/"]))
     if not config.quiet:
         print(text_summary(record, colour=sys.stdout.isatty()))

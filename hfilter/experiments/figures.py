@@ -12,11 +12,17 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+except ImportError as error:
+    from hfilter.experiments import missing_package
+
+    raise missing_package(error) from error
 
 from hfilter.experiments.artefacts import write_bytes
 
@@ -231,7 +237,15 @@ def climb(
         fontsize=8,
         color="#777777",
     )
-    axes.plot(steps, cross_entropy, color=MODEL_COLOUR, marker="o", markersize=3.5, zorder=3)
+    axes.plot(
+        steps,
+        cross_entropy,
+        color=MODEL_COLOUR,
+        marker="o",
+        markersize=3.5,
+        zorder=3,
+        clip_on=False,
+    )
     middle = len(steps) // 2
     axes.annotate(
         "encoder",
@@ -263,6 +277,7 @@ def draw_staircase(axes: Axes, steps: np.ndarray, divergence: np.ndarray) -> Non
             marker=marker,
             markersize=3.5 if k else 3,
             linestyle=dashes,
+            clip_on=False,
         )
         lowest = int(np.argmin(divergence[:, k]))
         axes.plot(

@@ -11,7 +11,7 @@ from hfilter.errors import ArgumentError, DataError
 from hfilter.experiments.artefacts import plain, read_json, write_csv, write_json
 from hfilter.experiments.record import DemoRecord
 
-__all__ = ["FILES", "TRAINING", "claim", "write_tables"]
+__all__ = ["CLAIM", "FILES", "TRAINING", "claim", "write_tables"]
 
 _FIGURES = ("tree", "filter_levels", "accuracy", "climb", "staircase", "attention", "overview")
 FILES = (
@@ -33,7 +33,7 @@ _COLUMNS = (
     "exact_accuracy",
 )
 TRAINING = "training"
-_CLAIM = "demo.json"
+CLAIM = "demo.json"
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -57,7 +57,7 @@ def claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()):
-        mark = out / _CLAIM
+        mark = out / CLAIM
         found = read_json(mark) if mark.is_file() else None
         if not isinstance(found, dict) or found.get("made_by") != "hfilter demo":
             raise DataError(f"--out {out} is not empty and not a demo's; name another folder")
@@ -70,7 +70,7 @@ def claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         if overwrite:
             _clear(out)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    write_json(out / _CLAIM, {"made_by": "hfilter demo", "settings": wanted})
+    write_json(out / CLAIM, {"made_by": "hfilter demo", "settings": wanted})
 
 
 def _clear(out: Path) -> None:

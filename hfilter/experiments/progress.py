@@ -55,7 +55,11 @@ def progress(
         return
     options = {"unit": unit, "unit_scale": True, "file": sys.stderr, "dynamic_ncols": True}
     with tqdm(total=total, desc=description, disable=quiet, **options) as bar:
-        yield bar.update
+        try:
+            yield bar.update
+        except Exception:
+            bar.leave = False  # what is read next is the error's line, and not a dead bar above it
+            raise
 
 
 @contextmanager
