@@ -35,8 +35,6 @@ Array = NDArray[Any]
 # Columns of FlatModel.levels, one row per level.
 FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS = range(6)
 VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
-VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
-VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
 
 
 class FlatModel(NamedTuple):
