@@ -102,9 +102,11 @@ class Model {
         c_.tiny64 = py::cast<double>(d["tiny64"]);
         c_.slack32 = integer("slack32");
         c_.slack64 = integer("slack64");
+        c_.n_counts = integer("n_counts");
         const py::list levels = d["levels"];
         if (static_cast<int32_t>(levels.size()) != c_.depth) throw std::invalid_argument("levels: one table per level");
-        for (int i = 0; i < c_.depth; ++i) levels_.push_back(level(levels[static_cast<size_t>(i)], i));
+        const int32_t* first_counts = keep<int32_t>(d["first_counts"], "i", c_.depth, "first_counts");
+        for (int i = 0; i < c_.depth; ++i) levels_.push_back(level(levels[static_cast<size_t>(i)], i, first_counts[i]));
         c_.levels = levels_.data();
     }
     const hf_model& c() const { return c_; }
@@ -134,12 +136,15 @@ class Model {
         return views_.back().data<T>();
     }
 
-    hf_level level(const py::dict& d, int i) {
+    hf_level level(const py::dict& d, int i, int32_t first_count) {
         hf_level l{};
         l.n_parents = c_.alphabets[i];
         l.n_symbols = c_.alphabets[i + 1];
         l.n_rules = py::cast<int32_t>(d["n_rules"]);
         l.cut_bits = py::cast<int32_t>(d["cut_bits"]);
+        l.first_count = first_count;
+        if (i >= c_.filter_level && (first_count < 0 || first_count > c_.n_counts - l.n_rules))
+            throw std::invalid_argument("first_counts: past the end");
         const int64_t padded = int64_t(l.n_parents) << l.cut_bits;
         l.first = keep<int32_t>(d["first"], "i", l.n_parents + 1, "first");
         l.children = keep<int32_t>(d["children"], "i", int64_t(l.n_rules) * c_.arity, "children");
@@ -181,77 +186,136 @@ void check(int32_t status) {
         throw std::runtime_error("kernel refused its arguments (status " + std::to_string(status) + ")");
 }
 
+// Tokens of levels to fill, root included; those not wanted are None.
+struct TokenLevels {
+    std::vector<View> views;
+    std::vector<void*> pointers;
+    int32_t bytes = 0; // of a token
+
+    TokenLevels(const Model& model, const py::list& levels, int64_t n) {
+        const int depth = model.c().depth;
+        if (static_cast<int32_t>(levels.size()) != depth + 1)
+            throw std::invalid_argument("levels: one entry per level, root included");
+        for (int d = 0; d <= depth; ++d) {
+            views.push_back(view(levels[static_cast<size_t>(d)], "BH", true, n * model.nodes(d), "levels"));
+            pointers.push_back(views.back().data<void>());
+            const int32_t itemsize = views.back().itemsize();
+            if (itemsize && bytes && itemsize != bytes) throw std::invalid_argument("levels: mixed element types");
+            if (itemsize) bytes = itemsize;
+        }
+    }
+};
+
 void sample(const std::string& isa, const Model& model, int64_t n, uint64_t seed, uint64_t start,
             const py::object& roots, const py::list& levels, int32_t num_threads) {
     const hf_backend* backend = find_backend(isa);
-    const hf_model& m = model.c();
-    if (static_cast<int32_t>(levels.size()) != m.depth + 1)
-        throw std::invalid_argument("levels: one entry per level, root included");
     const View given = view(roots, "i", false, n, "roots");
-    std::vector<View> views;
-    std::vector<void*> pointers;
-    int32_t bytes = 0;
-    for (int d = 0; d <= m.depth; ++d) {
-        views.push_back(view(levels[static_cast<size_t>(d)], "BH", true, n * model.nodes(d), "levels"));
-        pointers.push_back(views.back().data<void>());
-        const int32_t itemsize = views.back().itemsize();
-        if (itemsize && bytes && itemsize != bytes) throw std::invalid_argument("levels: mixed element types");
-        if (itemsize) bytes = itemsize;
-    }
-    const hf_sample_args args{n, seed, start, given.data<const int32_t>(), pointers.data(), bytes};
+    const TokenLevels drawn(model, levels, n);
+    const hf_sample_args args{n, seed, start, given.data<const int32_t>(), drawn.pointers.data(), drawn.bytes};
     int32_t status;
     {
         const py::gil_scoped_release release;
-        status = bytes ? hf_sample(backend, &m, &args, num_threads) : HF_BAD_ARGUMENT;
+        status = drawn.bytes ? hf_sample(backend, &model.c(), &args, num_threads) : HF_BAD_ARGUMENT;
     }
     check(status);
 }
 
+// What is known of n rows, and where the answers go: borrowed arrays, and the C struct of their addresses.
+struct Question {
+    View tokens, mask, log_fields, log_evidence, status;
+    hf_infer_args args{};
+
+    Question(const Model& model, int64_t n, const py::object& given_tokens, const py::object& given_mask,
+             const py::object& given_fields, int32_t value_bytes, const py::object& evidence, const py::object& state)
+        : tokens(view(given_tokens, "BH", false, n * leaves(model), "tokens")),
+          mask(view(given_mask, "?B", false, n * leaves(model), "mask")),
+          log_fields(
+              view(given_fields, "fd", false, n * leaves(model) * model.alphabet(model.c().depth), "log_fields")),
+          log_evidence(view(evidence, "d", true, n, "log_evidence")), status(view(state, "B", true, n, "status")) {
+        if (value_bytes != 4 && value_bytes != 8) throw std::invalid_argument("value_bytes: 4 or 8");
+        args.n = n;
+        args.tokens = tokens.data<const void>();
+        args.mask = mask.data<const uint8_t>();
+        args.log_fields = log_fields.data<const void>();
+        args.token_bytes = tokens.itemsize();
+        args.field_bytes = log_fields.itemsize();
+        args.value_bytes = value_bytes;
+        args.log_evidence = log_evidence.data<double>();
+        args.status = status.data<uint8_t>();
+    }
+    const char* value() const { return args.value_bytes == 4 ? "f" : "d"; }
+    static int64_t leaves(const Model& model) { return model.nodes(model.c().depth); }
+};
+
 void infer(const std::string& isa, Model& model, int64_t n, const py::object& tokens, const py::object& mask,
            const py::object& log_fields, int32_t value_bytes, const py::object& log_evidence, const py::object& root,
-           const py::list& beliefs, const py::object& leave_one_out, const py::object& status, int32_t num_threads) {
+           const py::list& beliefs, const py::object& leave_one_out, const py::object& counts,
+           const py::object& star_pairs, bool causal, int32_t window, const py::object& laws, const py::object& status,
+           int32_t num_threads) {
     const hf_backend* backend = find_backend(isa);
     const hf_model& m = model.c();
-    if (value_bytes != 4 && value_bytes != 8) throw std::invalid_argument("value_bytes: 4 or 8");
+    Question question(model, n, tokens, mask, log_fields, value_bytes, log_evidence, status);
+    const char* value = question.value();
+    const int k = m.filter_level;
     if (static_cast<int32_t>(beliefs.size()) != m.depth + 1)
         throw std::invalid_argument("beliefs: one entry per level, root included");
-    const char* value = value_bytes == 4 ? "f" : "d";
-    const int64_t leaves = model.nodes(m.depth), q = model.alphabet(m.depth);
-    const View token_view = view(tokens, "BH", false, n * leaves, "tokens");
-    const View mask_view = view(mask, "?B", false, n * leaves, "mask");
-    const View field_view = view(log_fields, "fd", false, n * leaves * q, "log_fields");
-    const View evidence_view = view(log_evidence, "d", true, n, "log_evidence");
+    if (window < 0 || window > m.depth) throw std::invalid_argument("window: no level of the tree");
     const View root_view = view(root, value, true, n * model.alphabet(0), "root");
-    const View one_out_view = view(leave_one_out, value, true, n * leaves * q, "leave_one_out");
-    const View status_view = view(status, "B", true, n, "status");
+    const View one_out_view =
+        view(leave_one_out, value, true, n * Question::leaves(model) * model.alphabet(m.depth), "leave_one_out");
+    const View count_view = view(counts, value, true, n * m.n_counts, "counts");
+    const View pair_view = view(star_pairs, value, true,
+                                k > 0 ? n * model.nodes(k) * model.alphabet(0) * model.alphabet(k) : -1, "star_pairs");
+    const View law_view = view(laws, value, false, model.nodes(window) * model.alphabet(window), "laws");
     std::vector<View> views;
     std::vector<void*> pointers;
     for (int d = 0; d <= m.depth; ++d) {
         const py::object o = beliefs[static_cast<size_t>(d)];
-        if (!o.is_none() && (d == 0 || d < m.filter_level))
-            throw std::invalid_argument("beliefs: level does not exist");
+        if (!o.is_none() && (d == 0 || d < k)) throw std::invalid_argument("beliefs: level does not exist");
         views.push_back(view(o, value, true, n * model.nodes(d) * model.alphabet(d), "beliefs"));
         pointers.push_back(views.back().data<void>());
     }
-    hf_infer_args args{n,
-                       token_view.data<const void>(),
-                       mask_view.data<const uint8_t>(),
-                       field_view.data<const void>(),
-                       token_view.itemsize(),
-                       field_view.itemsize(),
-                       value_bytes,
-                       evidence_view.data<double>(),
-                       root_view.data<void>(),
-                       pointers.data(),
-                       one_out_view.data<void>(),
-                       status_view.data<uint8_t>(),
-                       nullptr,
-                       nullptr};
+    hf_infer_args& args = question.args;
+    args.root = root_view.data<void>();
+    args.beliefs = pointers.data();
+    args.leave_one_out = one_out_view.data<void>();
+    args.counts = count_view.data<void>();
+    args.star_pairs = pair_view.data<void>();
+    args.causal = causal;
+    args.window = window;
+    args.laws = law_view.data<const void>();
     int32_t result;
     {
         const py::gil_scoped_release release;
         model.lend_table(backend, args);
         result = hf_infer(backend, &m, &args, num_threads);
+    }
+    check(result);
+}
+
+void choose(const std::string& isa, Model& model, int64_t n, const py::object& tokens, const py::object& mask,
+            const py::object& log_fields, int32_t value_bytes, const py::object& log_evidence,
+            const py::object& log_weight, int64_t n_samples, uint64_t seed, uint64_t start, const py::list& levels,
+            const py::object& status, int32_t num_threads) {
+    const hf_backend* backend = find_backend(isa);
+    const hf_model& m = model.c();
+    Question question(model, n, tokens, mask, log_fields, value_bytes, log_evidence, status);
+    const View weight_view = view(log_weight, "d", true, n, "log_weight");
+    if (n_samples < 0) throw std::invalid_argument("n_samples: negative");
+    const TokenLevels drawn(model, levels, n * (n_samples > 0 ? n_samples : 1));
+    if (!drawn.bytes) throw std::invalid_argument("levels: none is wanted");
+    hf_choose_args args{};
+    args.n_samples = n_samples;
+    args.seed = seed;
+    args.start = start;
+    args.levels = drawn.pointers.data();
+    args.level_bytes = drawn.bytes;
+    args.log_weight = weight_view.data<double>();
+    int32_t result;
+    {
+        const py::gil_scoped_release release;
+        args.evidence = question.args;
+        result = hf_choose(backend, &m, &args, num_threads);
     }
     check(result);
 }
@@ -342,6 +406,11 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
                "Draws n rows of the stream into the given levels.");
     module.def("infer", &infer, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("tokens"), py::arg("mask"),
                py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("root"),
-               py::arg("beliefs"), py::arg("leave_one_out"), py::arg("status"), py::arg("num_threads"),
+               py::arg("beliefs"), py::arg("leave_one_out"), py::arg("counts"), py::arg("star_pairs"),
+               py::arg("causal"), py::arg("window"), py::arg("laws"), py::arg("status"), py::arg("num_threads"),
                "Exact posteriors of n rows.");
+    module.def("choose", &choose, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("tokens"), py::arg("mask"),
+               py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("log_weight"),
+               py::arg("n_samples"), py::arg("seed"), py::arg("start"), py::arg("levels"), py::arg("status"),
+               py::arg("num_threads"), "Trees drawn given the evidence of n rows, or the most probable ones.");
 }

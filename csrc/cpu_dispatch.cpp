@@ -136,6 +136,14 @@ bool usable(const hf_backend* b, const hf_model* m) {
            m->filter_level >= 0 && m->filter_level <= m->depth;
 }
 
+bool usable(const hf_model* m, const hf_infer_args* args) {
+    if (!args || args->n < 0 || !args->status || (!args->tokens == !args->log_fields) ||
+        (args->value_bytes != 4 && args->value_bytes != 8) || args->window < 0 || args->window > m->depth)
+        return false;
+    const bool other = args->log_evidence || args->root || args->counts || args->star_pairs;
+    return args->window == 0 || (args->leave_one_out && !other && (args->laws || args->window < m->filter_level));
+}
+
 template <class Call> int32_t guarded(const Call& call) {
     try {
         return call();
@@ -170,22 +178,38 @@ int32_t hf_sample(const hf_backend* b, const hf_model* m, const hf_sample_args* 
 }
 
 int32_t hf_infer(const hf_backend* b, const hf_model* m, const hf_infer_args* args, int32_t num_threads) {
-    if (!usable(b, m) || !args || args->n < 0 || !args->status || (!args->tokens == !args->log_fields) ||
-        (args->value_bytes != 4 && args->value_bytes != 8))
-        return HF_BAD_ARGUMENT;
+    if (!usable(b, m) || !usable(m, args)) return HF_BAD_ARGUMENT;
     if (args->n == 0) return HF_OK;
     return guarded([&] {
-        const size_t wide = b->infer_scratch(m, args->value_bytes, 0);
+        const size_t wide = b->infer_scratch(m, args, 0);
         const int32_t narrow = wide > kWideScratchLimit || args->n == 1;
         // A table leaves the upper levels to compute, if nothing below is asked for.
         const bool looked_up =
-            args->table_values && !args->leave_one_out && !(args->beliefs && args->beliefs[m->depth]);
+            args->table_values && !args->leave_one_out && !args->counts && !(args->beliefs && args->beliefs[m->depth]);
         const int64_t cost = std::max<int64_t>(row_cost(*m) / (looked_up ? 4 : 1), 1);
         const int32_t threads = args->n <= kSmallWork / cost ? 1 : num_threads;
         const int32_t lanes = args->value_bytes == 4 ? b->lanes32 : b->lanes64;
         return over_threads(
-            args->n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, args->value_bytes, 1) : wide, threads,
+            args->n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, args, 1) : wide, threads,
             [&](int64_t begin, int64_t end, void* scratch) { b->infer(m, args, begin, end, narrow, scratch); });
+    });
+}
+
+int32_t hf_choose(const hf_backend* b, const hf_model* m, const hf_choose_args* args, int32_t num_threads) {
+    if (!usable(b, m) || !args || !usable(m, &args->evidence) || !args->levels || args->n_samples < 0 ||
+        (args->level_bytes != 1 && args->level_bytes != 2))
+        return HF_BAD_ARGUMENT;
+    const hf_infer_args& evidence = args->evidence;
+    if (evidence.n == 0) return HF_OK;
+    return guarded([&] {
+        const size_t wide = b->infer_scratch(m, &evidence, 0);
+        const int32_t narrow = wide > kWideScratchLimit || evidence.n == 1;
+        const int64_t cost = row_cost(*m) * (1 + 2 * std::max<int64_t>(args->n_samples, 1)); // a rule is walked twice
+        const int32_t threads = evidence.n <= kSmallWork / cost ? 1 : num_threads;
+        const int32_t lanes = evidence.value_bytes == 4 ? b->lanes32 : b->lanes64;
+        return over_threads(
+            evidence.n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, &evidence, 1) : wide, threads,
+            [&](int64_t begin, int64_t end, void* scratch) { b->choose(m, args, begin, end, narrow, scratch); });
     });
 }
 

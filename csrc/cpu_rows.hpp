@@ -6,15 +6,15 @@
 namespace HF_NAMESPACE {
 namespace {
 
-// Rows of N lanes of 32-bit words, `n` a row, to memory as tokens: four bytes or two halves of one row make a
-// word, and a transposition of words makes 16 bytes of a row.
+// Rows of N lanes of 32-bit words, `n` a row, to memory as tokens, `stride` tokens from row to row: four bytes or two
+// halves of one row make a word, and a transposition of words makes 16 bytes of a row.
 template <int N, class Token>
-void store_tokens(const typename LaneType<uint32_t, N>::type* x, int64_t n, int count, Token* out) {
+void store_tokens(const typename LaneType<uint32_t, N>::type* x, int64_t n, int count, Token* out, int64_t stride) {
     using U = typename LaneType<uint32_t, N>::type;
     constexpr int per_word = 4 / sizeof(Token);
     int64_t i = 0;
     if constexpr (N >= 4) {
-        if (n == 1 && count == N) { // one token a row: the lanes are what memory wants
+        if (stride == 1 && count == N) { // one token a row: the lanes are what memory wants
             using Tokens = typename LaneType<Token, N>::type;
             const Tokens narrow = __builtin_convertvector(x[0], Tokens);
             __builtin_memcpy(out, &narrow, sizeof(narrow));
@@ -29,18 +29,18 @@ void store_tokens(const typename LaneType<uint32_t, N>::type* x, int64_t n, int 
             U w[4] = {word(i), word(i + per_word), word(i + 2 * per_word), word(i + 3 * per_word)};
             transpose<N, 4>(w);
             for (int l = 0; l < count; ++l)
-                __builtin_memcpy(out + l * n + i, reinterpret_cast<const char*>(&w[l & 3]) + 16 * (l / 4), 16);
+                __builtin_memcpy(out + l * stride + i, reinterpret_cast<const char*>(&w[l & 3]) + 16 * (l / 4), 16);
         }
         for (; i + per_word <= n; i += per_word) {
             const U w = word(i);
             for (int l = 0; l < count; ++l) {
                 const uint32_t bytes = w[l];
-                __builtin_memcpy(out + l * n + i, &bytes, 4);
+                __builtin_memcpy(out + l * stride + i, &bytes, 4);
             }
         }
     }
     for (; i < n; ++i)
-        for (int l = 0; l < count; ++l) out[l * n + i] = static_cast<Token>(element(const_cast<U&>(x[i]), l));
+        for (int l = 0; l < count; ++l) out[l * stride + i] = static_cast<Token>(element(const_cast<U&>(x[i]), l));
 }
 
 // Rows of one pack: lanes past the last row repeat the first, and are not stored.

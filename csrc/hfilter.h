@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HF_ABI_VERSION 2
+#define HF_ABI_VERSION 3
 #define HF_MAX_ARITY 32
 
 #ifdef __cplusplus
@@ -41,6 +41,7 @@ typedef struct hf_level {
     const double* prob64;    // (n_rules)
     const uint32_t* cuts;    // (n_parents, 1 << cut_bits), padded with 2^32 - 1
     const uint32_t* picks;   // (n_parents, 1 << cut_bits, arity)
+    int32_t first_count;     // of its rules in a row of `counts`; levels with one table count together
 } hf_level;
 
 typedef struct hf_model {
@@ -64,6 +65,7 @@ typedef struct hf_model {
     double tiny64;
     int32_t slack32;
     int32_t slack64;
+    int32_t n_counts; // entries of a row of `counts`
 } hf_model;
 
 typedef struct hf_sample_args {
@@ -92,7 +94,24 @@ typedef struct hf_infer_args {
     // the same to the last bit with it and without it.
     const float* table_values;
     const int32_t* table_powers;
+    // Which leaves a prediction (leave_one_out) is made from, besides its own leaf being left out.
+    int32_t causal;   // those to its left alone
+    int32_t window;   // if > 0: those below its ancestor of that level alone; asks for leave_one_out only
+    const void* laws; // with a window not above the filter level: (arity^window, q_window) laws of its nodes
+    void* counts;     // (n, sum of n_rules over the tables below the filter level): expected uses of rules, or null
+    void* star_pairs; // (n, arity^k, q_0, q_k) joint posterior of the root and each node of level k > 0, or null
 } hf_infer_args;
+
+// Whole trees given the evidence of `infer`: the most probable one, or draws.
+typedef struct hf_choose_args {
+    hf_infer_args evidence; // of its outputs log_evidence and status
+    int64_t n_samples;      // trees per row; 0: the most probable one
+    uint64_t seed;
+    uint64_t start;      // stream index of the first tree of row 0
+    void* const* levels; // (depth + 1) outputs (n, n_samples or 1, arity^d) of the token type; null = not wanted
+    int32_t level_bytes; // 1 or 2: the token type
+    double* log_weight;  // (n): ln P(tree, evidence) of the most probable one, or null
+} hf_choose_args;
 
 // How large such a table is for a model; 0 entries: it has none.
 typedef struct hf_table_size {
@@ -103,12 +122,13 @@ typedef struct hf_table_size {
 typedef struct hf_backend {
     int32_t abi_version;
     const char* name;
-    // Bytes of scratch one worker needs; `narrow` asks for the one-lane version.
+    // Bytes of scratch one worker needs (`choose` those of `infer`); `narrow` asks for the one-lane version.
     size_t (*sample_scratch)(const hf_model*, int32_t narrow);
-    size_t (*infer_scratch)(const hf_model*, int32_t value_bytes, int32_t narrow);
+    size_t (*infer_scratch)(const hf_model*, const hf_infer_args*, int32_t narrow);
     // Rows begin <= i < end, with 64-byte aligned scratch of the size asked for above.
     void (*sample)(const hf_model*, const hf_sample_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     void (*infer)(const hf_model*, const hf_infer_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
+    void (*choose)(const hf_model*, const hf_choose_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     int32_t lanes32;
     int32_t lanes64;
     hf_table_size (*table_size)(const hf_model*);
@@ -126,6 +146,7 @@ int32_t hf_backend_supported(int32_t i); // 1 when this processor and operating 
 // set to the IEEE default, and restored. Results do not depend on `num_threads`.
 int32_t hf_sample(const hf_backend*, const hf_model*, const hf_sample_args*, int32_t num_threads);
 int32_t hf_infer(const hf_backend*, const hf_model*, const hf_infer_args*, int32_t num_threads);
+int32_t hf_choose(const hf_backend*, const hf_model*, const hf_choose_args*, int32_t num_threads);
 int32_t hf_fill_table(const hf_backend*, const hf_model*, float* values, int32_t* powers);
 
 #ifdef __cplusplus

@@ -14,8 +14,10 @@ constexpr uint32_t kPhiloxW1 = 0xBB67AE85u;
 
 // What a word is for sits in the last counter word: streams of different purpose never meet.
 enum Purpose : uint32_t {
-    kPurposeTree = 0, // word 0: the root symbol; word 1 + heap index: the rule of that node
-    kPurposeStar = 1, // word i: the symbol of node (k, i) of a filtered tree
+    kPurposeTree = 0,      // word 0: the root symbol; word 1 + heap index: the rule of that node
+    kPurposeStar = 1,      // word i: the symbol of node (k, i) of a filtered tree
+    kPurposePosterior = 2, // the same two for trees drawn given evidence
+    kPurposePosteriorStar = 3,
 };
 
 template <class U> struct Words {

@@ -57,6 +57,13 @@ template <class P> struct Range {
         constexpr typename P::Scalar lowest_normal = Format<typename P::Scalar>::lowest_normal;
         lost |= as_mask<P>(sum < splat<P>(lowest_normal)) & as_mask<P>(sum > 0);
     }
+    // The sum over the rules of a node. One rule's share is a product of one factor more than the watch has bounds
+    // for, so it needs room below.
+    HF_INLINE void counted(typename P::V sum) {
+        normalising(sum);
+        constexpr typename P::Scalar low = Format<typename P::Scalar>::lowest_normal * (1 << 24);
+        lost |= as_mask<P>(sum < splat<P>(low)) & as_mask<P>(sum > 0);
+    }
     HF_INLINE void next_level() {
         spent += bias - worst;
         worst = splat_int<P>(bias);
@@ -156,8 +163,9 @@ HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const t
     total += rescale_level<P>(nu, n, qp, range, bound);
 }
 
-// mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r').
-template <class P, int S, int Q, int U>
+// mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r'); if Causal, only
+// siblings to the left have a say, r' < r.
+template <class P, int S, int Q, int U, bool Causal = false>
 HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P::V* mu, const typename P::V* nu_below,
                               typename P::V* mu_below) {
     using V = typename P::V;
@@ -178,7 +186,8 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
                     for (int u = 0; u < U; ++u) {
                         V& target = mu_below[(2 * u + 1) * qc + second];
                         target = target + left[u] * prob[rule];
-                        inner[u] = inner[u] + prob[rule] * nu_below[(2 * u + 1) * qc + second];
+                        if constexpr (Causal) inner[u] = inner[u] + prob[rule];
+                        else inner[u] = inner[u] + prob[rule] * nu_below[(2 * u + 1) * qc + second];
                     }
                 } while (++rule < level.first[a + 1] && level.children[2 * rule] == first);
                 for (int u = 0; u < U; ++u) {
@@ -191,7 +200,7 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
                     V* out = mu_below + u * s * qc;
                     V left = mu[u * qp + a] * prob[rule];
                     right[s] = splat<P>(1);
-                    for (int r = s - 1; r > 0; --r) right[r] = up[r * qc + b[r]] * right[r + 1];
+                    for (int r = s - 1; r > 0; --r) right[r] = Causal ? right[s] : up[r * qc + b[r]] * right[r + 1];
                     for (int r = 0; r < s; ++r) {
                         V& target = out[r * qc + b[r]];
                         target = target + left * right[r + 1];
@@ -204,20 +213,47 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
     }
 }
 
-template <class P, int S, int Q> HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n,
-                                                               const typename P::V* mu, const typename P::V* nu_below,
-                                                               typename P::V* mu_below, Range<P>& range,
-                                                               typename P::Scalar& bound) {
+template <class P, int S, int Q, bool Causal = false>
+HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const typename P::V* mu,
+                              const typename P::V* nu_below, typename P::V* mu_below, Range<P>& range,
+                              typename P::Scalar& bound) {
     const int s = S > 0 ? S : arity;
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     const int64_t children = int64_t(s) * qc;
     int64_t i = 0;
     for (; i + kNodesDown <= n; i += kNodesDown)
-        downward_nodes<P, S, Q, kNodesDown>(level, arity, mu + i * qp, nu_below + i * children,
-                                            mu_below + i * children);
+        downward_nodes<P, S, Q, kNodesDown, Causal>(level, arity, mu + i * qp, nu_below + i * children,
+                                                    mu_below + i * children);
     for (; i < n; ++i)
-        downward_nodes<P, S, Q, 1>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+        downward_nodes<P, S, Q, 1, Causal>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
     rescale_level<P>(mu_below, n * s, qc, range, bound);
+}
+
+// Adds to `counts` the posterior probability of every rule at each of the n nodes of a level, from their downward
+// messages and their children's upward ones; `term` is room for q_d packs.
+template <class P, int S> HF_INLINE void count_level(const hf_level& level, int arity, int64_t n,
+                                                     const typename P::V* mu, const typename P::V* nu_below,
+                                                     typename P::V* term, typename P::V* counts, Range<P>& range) {
+    using V = typename P::V;
+    const int s = S > 0 ? S : arity;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
+    const int qp = level.n_parents, qc = level.n_symbols;
+    for (int64_t i = 0; i < n; ++i) {
+        const V* child = nu_below + i * s * qc;
+        upward_nodes<P, S, 0, 1>(level, arity, child, term);
+        V sum{};
+        for (int a = 0; a < qp; ++a) sum = sum + mu[i * qp + a] * term[a];
+        range.counted(sum);
+        const V inverse = splat<P>(1) / sum;
+        for (int a = 0; a < qp; ++a)
+            for (int rule = level.first[a]; rule < level.first[a + 1]; ++rule) {
+                const int32_t* b = level.children + static_cast<size_t>(rule) * s;
+                V x = mu[i * qp + a] * prob[rule];
+                for (int r = 0; r < s; ++r) x = x * child[r * qc + b[r]];
+                counts[rule] = counts[rule] + x * inverse;
+            }
+    }
+    range.next_level();
 }
 
 } // namespace HF_NAMESPACE

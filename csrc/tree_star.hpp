@@ -48,23 +48,33 @@ template <class P> HF_INLINE typename P::I align(const WideNumber<P>* wide, int 
 template <class P> struct Layout {
     int64_t nu[64]; // offset of each level
     int64_t mu[2];
-    int64_t star; // per node and class: m_i(a) and the product of those before it (value, exponent)
+    int64_t star;   // per node and class: m_i(a) and the product of those before it (value, exponent)
+    int64_t counts; // of the rules, and a level's alphabet of scratch
+    int64_t pairs;  // of the root and the star's nodes
+    int64_t root;   // its message, then its belief
     int64_t size;
 
-    HF_INLINE explicit Layout(const hf_model& m) {
-        int64_t at = 0, widest = m.alphabets[0];
+    HF_INLINE Layout(const hf_model& m, const hf_infer_args& args) {
+        int64_t at = 0, widest = m.alphabets[0], alphabet = m.alphabets[0];
         for (int d = m.filter_level; d <= m.depth; ++d) {
             const int64_t level = n_nodes(m, d) * m.alphabets[d];
             nu[d] = at;
             at += level;
             if (level > widest) widest = level;
+            if (m.alphabets[d] > alphabet) alphabet = m.alphabets[d];
         }
         mu[0] = at;
         mu[1] = at + widest;
         star = at + 2 * widest;
         const int64_t q0 = m.alphabets[0];
-        size = star + 2 * q0; // the root's message and its belief
-        if (m.filter_level > 0) size += (3 * n_nodes(m, m.filter_level) + 3 * 2) * q0;
+        at = star + 2 * q0; // the root's message and its belief
+        if (m.filter_level > 0) at += (3 * n_nodes(m, m.filter_level) + 3 * 2) * q0;
+        root = at - 2 * q0;
+        counts = at;
+        if (args.counts) at += m.n_counts + alphabet;
+        pairs = at;
+        if (args.star_pairs) at += n_nodes(m, m.filter_level) * q0 * m.alphabets[m.filter_level];
+        size = at;
     }
 };
 
@@ -78,21 +88,27 @@ template <class P> struct Star {
     V* factor;             // m_i(a) = sum_c P_i[a, c] nu_i(c)
     WideNumber<P>* before; // prod_{j < i} m_j(a)
     WideNumber<P>* suffix; // prod_{j > i} m_j(a), then scratch
+    int64_t group;         // nodes that know of each other: all, or those of one window
 
-    HF_INLINE Star(const hf_model& model, V* scratch)
+    HF_INLINE Star(const hf_model& model, V* scratch, int window)
         : m(model), channels(Numbers<typename P::Scalar>::star(model)), n(n_nodes(model, model.filter_level)),
           q0(model.alphabets[0]), qk(model.alphabets[model.filter_level]), factor(scratch),
-          before(reinterpret_cast<WideNumber<P>*>(scratch + n * q0)), suffix(before + n * q0) {}
+          before(reinterpret_cast<WideNumber<P>*>(scratch + n * q0)), suffix(before + n * q0),
+          group(window < model.filter_level ? n_nodes(model, model.filter_level - window) : 1) {}
 
-    // Returns the exponent of prod_i max_a m_i(a), which no single class may reach.
-    HF_INLINE typename P::I upward(const V* nu, WideNumber<P>* root) {
+    // Returns the exponent of prod_i max_a m_i(a), which no single class may reach. If Best, m_i(a) is the largest term
+    // instead of the sum.
+    template <bool Best = false> HF_INLINE typename P::I upward(const V* nu, WideNumber<P>* root) {
         WideNumber<P> best = WideNumber<P>::of(splat<P>(1));
-        for (int a = 0; a < q0; ++a) root[a] = WideNumber<P>::of(splat<P>(1));
         for (int64_t i = 0; i < n; ++i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
             for (int a = 0; a < q0; ++a) {
+                if (i % group == 0) root[a] = WideNumber<P>::of(splat<P>(1));
                 V sum{};
-                for (int c = 0; c < qk; ++c) sum = sum + p[a * qk + c] * nu[i * qk + c];
+                for (int c = 0; c < qk; ++c) {
+                    const V x = p[a * qk + c] * nu[i * qk + c];
+                    sum = Best ? larger(sum, x) : sum + x;
+                }
                 factor[i * q0 + a] = sum;
                 before[i * q0 + a] = root[a];
                 root[a].multiply(sum);
@@ -104,20 +120,22 @@ template <class P> struct Star {
         return best.exponent;
     }
 
-    // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c]
-    HF_INLINE void downward(V* mu, V* weight, Range<P>& range) {
+    // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c], with j < i alone if `causal`. `see(i, weight)` is shown the
+    // weight of every class, all that is known of it but what node i says.
+    template <class See> HF_INLINE void downward(V* mu, V* weight, Range<P>& range, bool causal, const See& see) {
         const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
         WideNumber<P>* product = suffix + q0;
-        for (int a = 0; a < q0; ++a) suffix[a] = WideNumber<P>::of(splat<P>(prior[a]));
         for (int64_t i = n - 1; i >= 0; --i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
             for (int a = 0; a < q0; ++a) {
+                if ((i + 1) % group == 0) suffix[a] = WideNumber<P>::of(splat<P>(prior[a]));
                 product[a] = suffix[a];
                 product[a].multiply(before[i * q0 + a].value);
                 product[a].exponent += before[i * q0 + a].exponent;
-                suffix[a].multiply(factor[i * q0 + a]);
+                if (!causal) suffix[a].multiply(factor[i * q0 + a]);
             }
             align<P>(product, q0, weight, range);
+            see(i, weight);
             V* out = mu + i * qk;
             for (int c = 0; c < qk; ++c) out[c] = V{};
             for (int a = 0; a < q0; ++a)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BackendUnavailable, KernelError
-from .evidence import Evidence, Outputs
+from .evidence import Evidence, Outputs, Trees
 from .runners import compiled_model
 from .tree import TreeStructure
 
@@ -235,19 +235,28 @@ class CudaBackend:
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
+        if (
+            evidence.causal
+            or evidence.window
+            or out.counts is not None
+            or out.star_pairs is not None
+        ):
+            raise BackendUnavailable(
+                f"{self.name} does not answer this question; leave backend out"
+            )
         memory = self._memory()
 
-        def there(x: Array | None) -> Any:
-            return None if x is None else memory.upload(x)
-
-        def like(x: Array | None) -> Any:
-            return None if x is None else memory.empty(x.shape, x.dtype)
-
-        given = Evidence(*map(there, (evidence.tokens, evidence.mask, evidence.log_fields)))
-        found = Outputs(
-            like(out.log_evidence), like(out.root), [like(b) for b in out.beliefs], like(out.leave_one_out)
-        )  # fmt: skip
+        given = evidence.map(memory.upload)
+        found = out.map(lambda x: memory.empty(x.shape, x.dtype))
         launch_infer(memory, tree, given, len(status), dtype, found)
         for x, into in zip(found.arrays(), out.arrays(), strict=True):
             memory.download(x, into)
         status[:] = 0  # rows that left the range have been done again already
+
+    def choose(
+        self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], trees: Trees, status: Array,
+        num_threads: int,
+    ) -> None:  # fmt: skip
+        raise BackendUnavailable(
+            f"{self.name} does not choose trees given evidence; leave backend out"
+        )

@@ -94,7 +94,7 @@ def _tokens(memory: TorchMemory, name: str, x: Any, largest: int) -> Any:
 
 def infer_tensors(
     tree: TreeStructure, place: Any, leaves: Any, mask: Any, log_fields: Any, kind: np.dtype[Any],
-    backend: str | None, **wanted: Any,
+    backend: str | None, causal: bool, window: int, **wanted: Any,
 ) -> Outputs:  # fmt: skip
     """What is wanted (see `new_outputs`) of evidence on a device, as tensors there.
 
@@ -102,6 +102,10 @@ def infer_tensors(
     row with a token outside 0 … vocab_size, or a field that is NaN or +inf, has NaN for an answer.
     """
     memory = _memory_of(place, backend)
+    if causal or window or wanted.get("counts") or wanted.get("star_pairs"):
+        raise BackendUnavailable(
+            f"this question is answered on the CPU only, got arrays on {place}; move them with .cpu()"
+        )
     if (leaves is None) == (log_fields is None):
         raise ArgumentError(
             "give exactly one of leaves (tokens) and log_fields, got " + ("neither" if leaves is None else "both")

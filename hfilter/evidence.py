@@ -18,6 +18,7 @@ from .tree import TreeStructure
 __all__ = [
     "Evidence",
     "Outputs",
+    "Trees",
     "check_evidence",
     "check_levels",
     "check_out",
@@ -33,17 +34,28 @@ _MAX_FIELD = 1e300  # sums over all leaves stay finite
 
 @dataclass
 class Evidence:
-    """What is known of n rows: tokens (n, L) and mask (n, L) or None, or log_fields (n, L, q)."""
+    """What is known of n rows: tokens (n, L) and mask (n, L) or None, or log_fields (n, L, q).
+
+    And which leaves a leave-one-out prediction is made from, its own excepted: all of them, those to the
+    left (`causal`), or those below its ancestor at level `window` (if above 0).
+    """
 
     tokens: Array | None = None
     mask: Array | None = None
     log_fields: Array | None = None
+    causal: bool = False
+    window: int = 0
+
+    def map(self, change: Callable[[Array], Any]) -> Evidence:
+        """The same with every array changed."""
+        arrays = (self.tokens, self.mask, self.log_fields)
+        return Evidence(
+            *(None if x is None else change(x) for x in arrays), self.causal, self.window
+        )
 
     def rows(self, index: Any) -> Evidence:
         """The evidence of some of the rows."""
-        return Evidence(
-            *(None if x is None else x[index] for x in (self.tokens, self.mask, self.log_fields))
-        )
+        return self.map(lambda x: x[index])
 
 
 @dataclass
@@ -54,29 +66,62 @@ class Outputs:
     root: Array | None
     beliefs: list[Array | None]
     leave_one_out: Array | None
+    counts: Array | None = None
+    star_pairs: Array | None = None
+
+    def map(self, change: Callable[[Array], Any]) -> Outputs:
+        """The same with every array that is wanted changed."""
+
+        def each(x: Array | None) -> Any:
+            return None if x is None else change(x)
+
+        return Outputs(
+            each(self.log_evidence), each(self.root), [each(b) for b in self.beliefs],
+            each(self.leave_one_out), each(self.counts), each(self.star_pairs),
+        )  # fmt: skip
 
     def rows(self, index: Any) -> Outputs:
         """Views of some of the rows (copies for a fancy index)."""
-
-        def pick(x: Array | None) -> Array | None:
-            return None if x is None else x[index]
-
-        return Outputs(
-            pick(self.log_evidence),
-            pick(self.root),
-            [pick(b) for b in self.beliefs],
-            pick(self.leave_one_out),
-        )
+        return self.map(lambda x: x[index])
 
     def arrays(self) -> list[Array]:
         """Those that are wanted."""
-        every = [self.log_evidence, self.root, *self.beliefs, self.leave_one_out]
+        every = [
+            self.log_evidence, self.root, *self.beliefs, self.leave_one_out, self.counts, self.star_pairs,
+        ]  # fmt: skip
         return [x for x in every if x is not None]
+
+
+@dataclass
+class Trees:
+    """Whole trees to choose given evidence, and the arrays to fill; None = not wanted."""
+
+    n_samples: int  # draws per row; 0: the most probable tree
+    seed: int
+    start: int  # stream index of the first draw of row 0
+    levels: list[Array | None]  # (n, draws or 1, n_nodes) of the token type
+    log_evidence: Array | None  # (n,)
+    log_weight: Array | None  # (n,): ln P(tree, evidence) of the most probable one
+
+    @property
+    def per_row(self) -> int:
+        return max(self.n_samples, 1)
+
+    def rows(self, begin: int, end: int) -> Trees:
+        """Views of rows begin … end, with the stream indices that are theirs."""
+        part = slice(begin, end)
+        return Trees(
+            self.n_samples, self.seed, (self.start + begin * self.per_row) % 2**64,
+            [None if x is None else x[part] for x in self.levels],
+            None if self.log_evidence is None else self.log_evidence[part],
+            None if self.log_weight is None else self.log_weight[part],
+        )  # fmt: skip
 
 
 def new_outputs(
     tree: TreeStructure, n: int, kind: np.dtype[Any], empty: Callable[[tuple[int, ...], Any], Any], *,
     evidence: bool = False, root: bool = False, levels: Iterable[int] = (), leave_one_out: bool = False,
+    counts: bool = False, star_pairs: bool = False,
 ) -> Outputs:  # fmt: skip
     """Arrays for what is wanted, made by ``empty(shape, dtype)``."""
     beliefs: list[Array | None] = [None] * (tree.depth + 1)
@@ -88,6 +133,8 @@ def new_outputs(
         empty((n, tree.n_classes), kind) if root else None,
         beliefs,
         empty((n, tree.n_leaves, tree.vocab_size), kind) if leave_one_out else None,
+        empty((n, tree.n_counts), kind) if counts else None,
+        empty((n, *tree.channels.shape), kind) if star_pairs else None,
     )
 
 
@@ -102,7 +149,7 @@ def kernel_layout(tree: TreeStructure, evidence: Evidence) -> Evidence:
         fields = np.ascontiguousarray(
             fields, np.float32 if fields.dtype.itemsize < 8 else np.float64
         )
-    return Evidence(tokens, mask, fields)
+    return Evidence(tokens, mask, fields, evidence.causal, evidence.window)
 
 
 def check_evidence(

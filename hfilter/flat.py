@@ -13,6 +13,7 @@ from .tree import TreeStructure
 
 __all__ = [
     "BITS",
+    "COUNTS",
     "COUNT_LINES",
     "CUTS",
     "FIRST",
@@ -25,15 +26,15 @@ __all__ = [
     "Messages",
     "Symbols",
     "flatten",
-    "messages",
     "row_bytes",
+    "scratch",
     "symbols",
 ]
 
 Array = NDArray[Any]
 
 # Columns of FlatModel.levels, one row per level.
-FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS = range(6)
+FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS, COUNTS = range(7)
 VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
 
 
@@ -44,7 +45,7 @@ class FlatModel(NamedTuple):
     depth: int
     filter_level: int
     alphabets: Any  # (depth + 1,)
-    levels: Any  # (depth, 6): offsets and sizes
+    levels: Any  # (depth, 7): offsets and sizes
     first: Any
     children: Any
     probability: Array  # of the value type, as are prior and star
@@ -93,7 +94,9 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
     return FlatModel(
         arity=tree.arity, depth=tree.depth, filter_level=tree.filter_level,
         alphabets=integers(packed["alphabets"].astype(np.int64)),
-        levels=integers(np.array([rows[id(table)] for table in packed["levels"]], np.int64)),
+        levels=integers(
+            np.array([[*rows[id(t)], c] for t, c in zip(packed["levels"], tree.first_counts, strict=True)], np.int64)
+        ),
         first=integers(joined["first"]), children=integers(joined["children"]),
         probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]),
         picks=integers(joined["picks"].reshape(-1, tree.arity).T),
@@ -145,6 +148,8 @@ class Messages(NamedTuple):
     value: Array  # (nodes * classes + 3 * classes + 1, lanes)
     value_bits: Array  # the same memory as integers
     power: Array  # integers as wide
+    counts: Array  # of the rules
+    pairs: Array  # of the root and the star's nodes
     field: Array  # (symbols + 1, lanes), of the wider of value and field type
     shift: Array  # (1, lanes), float64: sum of the largest fields of the leaves
 
@@ -156,26 +161,31 @@ def _entries(tree: TreeStructure) -> tuple[int, int, int]:
     return sum(sizes), max(*sizes, classes), tree.arity**k * classes if k else 0
 
 
-def row_bytes(tree: TreeStructure, dtype: np.dtype[Any]) -> int:
-    """Memory of one lane of `messages`, roughly."""
+def row_bytes(
+    tree: TreeStructure, dtype: np.dtype[Any], *, counts: bool = False, pairs: bool = False
+) -> int:
+    """Memory of one lane of `scratch`, roughly."""
     every, widest, star = _entries(tree)
-    return (every + 2 * widest + 3 * star) * dtype.itemsize
+    more = (tree.n_counts if counts else 0) + (tree.channels.size if pairs else 0)
+    return (every + 2 * widest + 3 * star + more) * dtype.itemsize
 
 
-# By whether the value type is float32. Constants: zero, one, and what an exponential needs (`Format` in
-# csrc/pack.hpp).
+# By whether the value type is float32. Constants: zero, one, what an exponential needs (`Format` in
+# csrc/pack.hpp), and 2**24 times the lowest normal number.
 _INTEGER = (np.dtype(np.int64), np.dtype(np.int32))
 _CONSTANTS = (
     np.array([0, 1, 1.44269504088896340736, 6755399441055744.0, 6.93147180369123816490e-01,
-              1.90821492927058770002e-10, -708, -4 * 708]),
-    np.array([0, 1, 1.44269504088896340736, 12582912.0, 0.693359375, -2.12194440e-4, -87, -4 * 87], np.float32),
+              1.90821492927058770002e-10, -708, -4 * 708, 2.0**-998]),
+    np.array([0, 1, 1.44269504088896340736, 12582912.0, 0.693359375, -2.12194440e-4, -87, -4 * 87, 2.0**-102],
+             np.float32),
 )  # fmt: skip
 _INVERSE = (1 / np.maximum(np.arange(14), 1), (1 / np.maximum(np.arange(8), 1)).astype(np.float32))
 
 
-def messages(
-    tree: TreeStructure, dtype: np.dtype[Any], field_dtype: np.dtype[Any], lanes: int
-) -> tuple[Lines, Messages]:
+def scratch(
+    tree: TreeStructure, dtype: np.dtype[Any], field_dtype: np.dtype[Any], lanes: int, *,
+    counts: bool = False, pairs: bool = False,
+) -> tuple[Lines, Messages]:  # fmt: skip
     """Scratch of message passing for a block of that many rows."""
     every, widest, star = _entries(tree)
     classes, q = tree.n_classes, tree.vocab_size
@@ -194,5 +204,6 @@ def messages(
     ), Messages(
         nu=new(every), mu=new(widest), mu_below=new(widest), belief=new(max(tree.alphabets)),
         star=new(star), value=value, value_bits=value.view(integer), power=new(len(value), integer),
+        counts=new(tree.n_counts if counts else 0), pairs=new(tree.channels.size if pairs else 0),
         field=new(q + 1, np.result_type(dtype, field_dtype)), shift=new(1, np.dtype(np.float64)),
     )  # fmt: skip

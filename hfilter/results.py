@@ -1,4 +1,4 @@
-"""What `TreeModel.sample` and `TreeModel.infer` return."""
+"""What the operations of a `TreeModel` return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from .errors import ArgumentError
 
-__all__ = ["Posterior", "Sample"]
+__all__ = ["Posterior", "ProbableTree", "Sample"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +29,30 @@ class Sample:
     def __repr__(self) -> str:
         levels = f", levels={sorted(self.levels)}" if self.levels else ""
         return f"Sample(roots={_shape(self.roots)}, leaves={_shape(self.leaves)}{levels})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbableTree:
+    """The most probable tree of n rows of evidence.
+
+    Attributes
+    ----------
+    roots : array of unsigned int, shape (n,)
+    leaves : array of unsigned int, shape (n, n_leaves)
+    log_prob : array of float64, shape (n,)
+        ln P(tree, evidence) in nats.
+    levels : dict of int to array
+        Level ``d`` has shape (n, arity**d), for the levels that were asked for.
+    """
+
+    roots: Any
+    leaves: Any
+    log_prob: Any
+    levels: dict[int, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kept = f"leaves={_shape(self.leaves)}, levels={sorted(self.levels)}"
+        return f"ProbableTree(roots={_shape(self.roots)}, {kept})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import philox, reference, sampling, scaling, star
+from . import choosing, passing, philox, reference, sampling, scaling, star
 from .compiled import _cpu, not_built
-from .errors import HFilterError, KernelError
-from .evidence import Evidence, Outputs
-from .flat import FlatModel, flatten, messages, row_bytes, symbols
+from .errors import KernelError
+from .evidence import Evidence, Outputs, Trees
+from .flat import FlatModel, flatten, row_bytes, scratch, symbols
 from .tree import TreeStructure
 
 __all__ = [
@@ -65,6 +65,11 @@ class Backend(Protocol):
         num_threads: int,
     ) -> None: ...  # fmt: skip
 
+    def choose(
+        self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], trees: Trees, status: Array,
+        num_threads: int,
+    ) -> None: ...  # fmt: skip
+
 
 class CompiledBackend:
     """The C++ text for one instruction set."""
@@ -75,30 +80,38 @@ class CompiledBackend:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def _call(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        try:
+            kernel(self.name, *arguments)
+        except (ValueError, RuntimeError) as error:
+            raise KernelError(f"{self.name}: {error}; please report this") from error
+
     def sample(
         self, tree: TreeStructure, seed: int, start: int, n: int, roots: Array | None, levels: list[Array | None],
         num_threads: int,
     ) -> None:  # fmt: skip
-        try:
-            _cpu.sample(self.name, compiled_model(tree), n, seed, start, roots, levels, num_threads)
-        except HFilterError:  # of packing the model
-            raise
-        except (ValueError, RuntimeError) as error:
-            raise KernelError(f"{self.name}: {error}; please report this") from error
+        self._call(_cpu.sample, compiled_model(tree), n, seed, start, roots, levels, num_threads)
 
     def infer(
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
-        try:
-            _cpu.infer(
-                self.name, compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
-                dtype.itemsize, out.log_evidence, out.root, out.beliefs, out.leave_one_out, status, num_threads,
-            )  # fmt: skip
-        except HFilterError:  # of packing the model
-            raise
-        except (ValueError, RuntimeError) as error:
-            raise KernelError(f"{self.name}: {error}; please report this") from error
+        laws = window_laws(tree, evidence, dtype)
+        self._call(
+            _cpu.infer, compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
+            dtype.itemsize, out.log_evidence, out.root, out.beliefs, out.leave_one_out, out.counts, out.star_pairs,
+            evidence.causal, evidence.window, laws, status, num_threads,
+        )  # fmt: skip
+
+    def choose(
+        self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], trees: Trees, status: Array,
+        num_threads: int,
+    ) -> None:  # fmt: skip
+        self._call(
+            _cpu.choose, compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
+            dtype.itemsize, trees.log_evidence, trees.log_weight, trees.n_samples, trees.seed, trees.start,
+            trees.levels, status, num_threads,
+        )  # fmt: skip
 
 
 class TextBackend:
@@ -143,34 +156,58 @@ class TextBackend:
     ) -> None:  # fmt: skip
         model = _flat_model(tree, dtype, not self._compiled)
         kernel = self._text()["infer_rows"]
-        n = len(status)
-        # Arrays that are not there have a type all the same, the commonest, and so do read-only ones:
-        # every combination of types is compiled anew.
-        tokens, mask, fields = (
-            np.empty((n, 0), kind) if x is None else np.require(x, requirements=("C", "A", "W")).reshape(n, -1)
-            for x, kind in (
-                (evidence.tokens, np.uint8),
-                (evidence.mask, np.bool_),
-                (evidence.log_fields, np.float32),
-            )
-        )  # fmt: skip
+        tokens, mask, fields = _as_rows(evidence, len(status))
+        laws = window_laws(tree, evidence, dtype)
+        laws = np.empty(0, dtype) if laws is None else laws.ravel()
         no_numbers, no_rows = np.empty(0), np.empty((0, 1), dtype)
+        counts, pairs = out.counts is not None, out.star_pairs is not None
+
+        def flat(x: Array | None) -> Array:
+            return no_rows if x is None else x.reshape(len(x), -1)
 
         def rows(begin: int, end: int) -> None:
-            at, room = messages(
-                tree, dtype, fields.dtype, self._lanes(end - begin, row_bytes(tree, dtype))
-            )
+            lanes = self._lanes(end - begin, row_bytes(tree, dtype, counts=counts, pairs=pairs))
+            at, room = scratch(tree, dtype, fields.dtype, lanes, counts=counts, pairs=pairs)
             for part, beliefs, column in _side_by_side(out.beliefs, begin, end, dtype):
                 target = out.rows(part)
-                one_out = target.leave_one_out
                 kernel(
                     model, at, room, tokens[part], mask[part], fields[part],
                     no_numbers if target.log_evidence is None else target.log_evidence,
-                    no_rows if target.root is None else target.root, beliefs, column,
-                    no_rows if one_out is None else one_out.reshape(len(one_out), -1), status[part],
+                    flat(target.root), beliefs, column, flat(target.leave_one_out), flat(target.counts),
+                    flat(target.star_pairs), evidence.causal, evidence.window, laws, status[part],
                 )  # fmt: skip
 
-        self._over_threads(rows, n, num_threads)
+        self._over_threads(rows, len(status), num_threads)
+
+    def choose(
+        self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], trees: Trees, status: Array,
+        num_threads: int,
+    ) -> None:  # fmt: skip
+        model = _flat_model(tree, dtype, not self._compiled)
+        kernel = self._text()["choose_rows"]
+        tokens, mask, fields = _as_rows(evidence, len(status))
+        no_numbers, no_tokens = np.empty(0), np.empty((0, 1), tree.token_dtype)
+
+        def rows(begin: int, end: int) -> None:
+            lanes = self._lanes(end - begin, row_bytes(tree, dtype) + 8 * tree.n_leaves)
+            at, room = scratch(tree, dtype, fields.dtype, lanes)
+            drawn, every, width = symbols(tree, lanes), trees.rows(begin, end), trees.per_row
+            flat = [None if x is None else x.reshape(-1, x.shape[-1]) for x in every.levels]
+            root, below = flat[0], [None, *flat[1:]]
+            part = slice(begin, end)
+            for piece, out, column in _side_by_side(
+                below, 0, (end - begin) * width, tree.token_dtype, width
+            ):
+                first, last = piece.start // width, piece.stop // width
+                here, to = slice(begin + first, begin + last), every.rows(first, last)
+                kernel(
+                    model, at, room, drawn, tokens[here], mask[here], fields[here], to.n_samples, np.uint64(to.seed),
+                    np.uint64(to.start), no_numbers if to.log_evidence is None else to.log_evidence,
+                    no_numbers if to.log_weight is None else to.log_weight,
+                    no_tokens if root is None else root[piece], out, column, status[part][first:last],
+                )  # fmt: skip
+
+        self._over_threads(rows, len(status), num_threads)
 
     def _lanes(self, rows: int, row_bytes: int) -> int:
         """How many rows to walk together: about as many as the cache holds, all blocks alike."""
@@ -200,11 +237,34 @@ class TextBackend:
                 done.result()
 
 
+def window_laws(tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any]) -> Array | None:
+    """Laws of the nodes on top of the windows, if these are not above the filter level."""
+    if evidence.window == 0 or evidence.window < tree.filter_level:
+        return None
+    return np.ascontiguousarray(tree.node_laws(evidence.window), dtype)
+
+
+def _as_rows(evidence: Evidence, n: int) -> tuple[Array, Array, Array]:
+    """Tokens, mask and fields as the text takes them.
+
+    Arrays that are not there have a type all the same, the commonest, and so do read-only ones: every
+    combination of types is compiled anew.
+    """
+    tokens, mask, fields = (
+        np.empty((n, 0), kind) if x is None else np.require(x, requirements=("C", "A", "W")).reshape(n, -1)
+        for x, kind in (
+            (evidence.tokens, np.uint8), (evidence.mask, np.bool_), (evidence.log_fields, np.float32),
+        )
+    )  # fmt: skip
+    return tokens, mask, fields
+
+
 def _side_by_side(
-    levels: list[Array | None], begin: int, end: int, dtype: np.dtype[Any]
+    levels: list[Array | None], begin: int, end: int, dtype: np.dtype[Any], whole: int = 1
 ) -> Iterator[tuple[slice, Array, Array]]:
     """Parts of rows begin … end with an array to fill for them: level d from column[d] on.
 
+    A part has a multiple of `whole` rows.
     A single level is filled in place; several are copied, a few rows at a time, into theirs.
     """
     column = np.full(len(levels), -1)
@@ -218,7 +278,8 @@ def _side_by_side(
     for d, target in flat.items():
         column[d] = width
         width += target.shape[1]
-    buffer = np.empty((min(end - begin, _ROWS if flat else end - begin), width), dtype)
+    most = max(_ROWS // whole, 1) * whole
+    buffer = np.empty((min(end - begin, most if flat else end - begin), width), dtype)
     for first in range(begin, end, len(buffer)):
         part = slice(first, min(first + len(buffer), end))
         filled = buffer[: part.stop - first]
@@ -254,7 +315,7 @@ def _flat_model(tree: TreeStructure, dtype: np.dtype[Any], lists: bool) -> FlatM
 # Every function of the text in the order of writing, callees first.
 TEXT = tuple(
     function
-    for module in (philox, sampling, scaling, star, reference)
+    for module in (philox, sampling, scaling, star, passing, reference, choosing)
     for function in vars(module).values()
     if isinstance(function, types.FunctionType) and function.__module__ == module.__name__
 )
@@ -274,12 +335,17 @@ def numba_text() -> dict[str, Any]:
     # has changed: the names carry a digest of the whole text.
     code = [(f.__code__.co_code, f.__code__.co_consts) for f in TEXT]
     version = hashlib.sha256(repr(code).encode()).hexdigest()[:12]
-    namespace = {**vars(philox), **vars(sampling), **vars(scaling), **vars(star), **vars(reference)}
+    modules = (philox, sampling, scaling, star, passing, reference, choosing)
+    namespace = {name: x for module in modules for name, x in vars(module).items()}
     for function in TEXT:
         copy = types.FunctionType(function.__code__, namespace, function.__name__)
         copy.__module__ = function.__module__
         copy.__qualname__ = f"{function.__name__}_{version}"
-        entry = function.__name__ in ("sample_rows", "infer_rows")  # what Python calls
+        entry = function.__name__ in (
+            "sample_rows",
+            "infer_rows",
+            "choose_rows",
+        )  # what Python calls
         options: Any = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": not entry,
                    "no_cfunc_wrapper": True,
                    "forceinline": function.__name__ in ("philox4x32", "exponent")}  # fmt: skip

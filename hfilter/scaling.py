@@ -22,7 +22,7 @@ SIDE = VALUE_LINES  # from here on: products of siblings
 # negative exponent.
 TAKEN, TOTAL, LOST, SPENT, WORST, MARK = range(COUNT_LINES)
 # Entries of Lines.constants.
-ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, EXP_LOWEST, TOO_FAR = range(8)
+ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, EXP_LOWEST, TOO_FAR, LOW = range(9)
 LOWEST = -(2**30)
 
 
@@ -109,6 +109,18 @@ def take_sum(at: Lines) -> None:
     take_exponent(at)
     for lane in range(value.shape[1]):
         gone = (value[TOP, lane] > at.constants[ZERO]) & (bits[TOP, lane] >> at.mantissa == 0)
+        count[LOST, lane] = 1 if gone else count[LOST, lane]
+
+
+def take_count(at: Lines) -> None:
+    """`take_exponent` of the sum over a node's rules.
+
+    One rule's share is a product of one factor more than the watch has bounds for: it needs room below.
+    """
+    value, count = at.value, at.integer
+    take_exponent(at)
+    for lane in range(value.shape[1]):
+        gone = (value[TOP, lane] > at.constants[ZERO]) & (value[TOP, lane] < at.constants[LOW])
         count[LOST, lane] = 1 if gone else count[LOST, lane]
 
 

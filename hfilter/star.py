@@ -18,8 +18,10 @@ from .scaling import (
     align,
     multiply_wide,
     next_level,
+    normalise,
     rescale,
     set_one,
+    take_count,
 )
 
 __all__ = ["star_downward", "star_root", "star_upward"]
@@ -27,8 +29,10 @@ __all__ = ["star_downward", "star_root", "star_upward"]
 Array = Any
 
 
-def star_upward(model: FlatModel, room: Messages, at: Lines) -> None:
+def star_upward(model: FlatModel, room: Messages, group: int, best: bool, at: Lines) -> None:
     """m_i(a) = sum_c P_i[a, c] nu_i(c), and the products of those before node i, for every class a.
+
+    If `best`, m_i(a) is the largest term instead of the sum. Products begin anew with every `group` of nodes.
 
     Wide numbers: node i's products from i * q0 on, those of all nodes last, then scratch, and as the
     last of all prod_i max_a m_i(a), what no single class may reach.
@@ -41,8 +45,8 @@ def star_upward(model: FlatModel, room: Messages, at: Lines) -> None:
     nu, m, top, value, bits, power = (
         room.nu, room.star, room.belief, room.value, room.value_bits, room.power,
     )  # fmt: skip
-    lanes, best = nu.shape[1], (n + 3) * q0
-    set_one(best, value, power)
+    lanes, most = nu.shape[1], (n + 3) * q0
+    set_one(most, value, power)
     for a in range(q0):
         set_one(a, value, power)
     for i in range(n):
@@ -53,7 +57,10 @@ def star_upward(model: FlatModel, room: Messages, at: Lines) -> None:
             for c in range(qk):
                 p = model.star[row * qk + c]
                 for lane in range(lanes):
-                    m[row, lane] = m[row, lane] + p * nu[i * qk + c, lane]
+                    x = p * nu[i * qk + c, lane]
+                    m[row, lane] = max(m[row, lane], x) if best else m[row, lane] + x
+            if i % group == 0:
+                set_one(row, value, power)
             for lane in range(lanes):
                 value[row + q0, lane] = value[row, lane]
                 power[row + q0, lane] = power[row, lane]
@@ -63,11 +70,17 @@ def star_upward(model: FlatModel, room: Messages, at: Lines) -> None:
         for a in range(1, q0):
             for lane in range(lanes):
                 top[0, lane] = max(top[0, lane], m[i * q0 + a, lane])
-        multiply_wide(best, value, bits, power, top, 0, at)
+        multiply_wide(most, value, bits, power, top, 0, at)
 
 
-def star_downward(model: FlatModel, room: Messages, at: Lines) -> None:
-    """mu_i(c) = sum_a prior(a) * prod_{j != i} m_j(a) * P_i[a, c], without a division."""
+def star_downward(
+    model: FlatModel, room: Messages, group: int, causal: bool, pairs: bool, at: Lines
+) -> None:
+    """mu_i(c) = sum_a prior(a) * prod_{j != i} m_j(a) * P_i[a, c], without a division.
+
+    The other nodes are those of node i's group, and to its left if `causal`. With `pairs` also the joint
+    posterior of the root and node i.
+    """
     q0, qk, n = (
         model.alphabets[0],
         model.alphabets[model.filter_level],
@@ -75,12 +88,13 @@ def star_downward(model: FlatModel, room: Messages, at: Lines) -> None:
     )
     mu, weight, value, bits, power = room.mu, room.belief, room.value, room.value_bits, room.power
     lanes, after, product = mu.shape[1], (n + 1) * q0, (n + 2) * q0
-    for a in range(q0):
-        for lane in range(lanes):
-            weight[a, lane] = model.prior[a]
-        set_one(after + a, value, power)
-        multiply_wide(after + a, value, bits, power, weight, a, at)
     for i in range(n - 1, -1, -1):
+        if (i + 1) % group == 0:
+            for a in range(q0):
+                for lane in range(lanes):
+                    weight[a, lane] = model.prior[a]
+                set_one(after + a, value, power)
+                multiply_wide(after + a, value, bits, power, weight, a, at)
         for a in range(q0):
             row = i * q0 + a
             for lane in range(lanes):
@@ -89,8 +103,11 @@ def star_downward(model: FlatModel, room: Messages, at: Lines) -> None:
             multiply_wide(product + a, value, bits, power, value, row, at)
             for lane in range(lanes):
                 power[product + a, lane] = power[product + a, lane] + power[row, lane]
-            multiply_wide(after + a, value, bits, power, room.star, row, at)
+            if not causal:
+                multiply_wide(after + a, value, bits, power, room.star, row, at)
         align(product, q0, value, power, weight, at)
+        if pairs:
+            pair_with_root(model, room, i, at)
         for c in range(qk):
             out = i * qk + c
             for lane in range(lanes):
@@ -101,6 +118,20 @@ def star_downward(model: FlatModel, room: Messages, at: Lines) -> None:
                     mu[out, lane] = mu[out, lane] + weight[a, lane] * p
         rescale(mu, i * qk, qk, at)
     next_level(at.integer)
+
+
+def pair_with_root(model: FlatModel, room: Messages, i: int, at: Lines) -> None:
+    """The joint posterior of the root and node i, from the classes' weights in `belief`."""
+    q0, qk = model.alphabets[0], model.alphabets[model.filter_level]
+    lanes, pairs = room.nu.shape[1], room.pairs
+    for a in range(q0):
+        for c in range(qk):
+            row = (i * q0 + a) * qk + c
+            p = model.star[row]
+            for lane in range(lanes):
+                pairs[row, lane] = room.belief[a, lane] * p * room.nu[i * qk + c, lane]
+    normalise(pairs, i * q0 * qk, q0 * qk, at)
+    take_count(at)
 
 
 def star_root(model: FlatModel, room: Messages, at: Lines) -> None:

@@ -165,6 +165,38 @@ class TreeStructure:
         current.flags.writeable = False
         return current
 
+    def node_laws(self, level: int) -> NDArray[np.float64]:
+        """Law of every node of a level, shape (n_nodes, q_level): the same at every filter level."""
+        laws = self.root_prior[None]
+        for d in range(check_int("level", level, 0, self.depth)):
+            table = self.grammar.table(d)
+            children = [_multiply(laws, table.marginal(r)) for r in range(self.arity)]
+            laws = np.stack(children, axis=1).reshape(-1, table.n_symbols)
+        return laws
+
+    @computed_once
+    def first_counts(self) -> tuple[int, ...]:
+        """Where the rules of each level stand in a row of rule counts; levels with one table share theirs.
+
+        The tables below the filter level come one after the other, each once; -1 above it.
+        """
+        found: dict[int, int] = {}
+        end = 0
+        for d in range(self.filter_level, self.depth):
+            table = self.grammar.table(d)
+            if id(table) not in found:
+                found[id(table)] = end
+                end += table.n_rules
+        return tuple(found.get(id(self.grammar.table(d)), -1) for d in range(self.depth))
+
+    @computed_once
+    def n_counts(self) -> int:
+        """Length of a row of rule counts."""
+        tables = {
+            id(t): t.n_rules for t in map(self.grammar.table, range(self.filter_level, self.depth))
+        }
+        return sum(tables.values())
+
     @computed_once
     def fingerprint(self) -> str:
         """Digest of the law of the leaves: grammar, depth, filter level, root prior."""
@@ -236,6 +268,8 @@ class TreeStructure:
             "tiny64": tiny64,
             "slack32": slack32,
             "slack64": slack64,
+            "n_counts": self.n_counts,
+            "first_counts": np.array(self.first_counts, np.int32),
         }
 
 

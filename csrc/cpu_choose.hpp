@@ -1,0 +1,64 @@
+// Whole trees of rows: evidence into lanes, messages up, trees down, symbols out.
+#pragma once
+
+#include "cpu_infer.hpp"
+#include "tree_choose.hpp"
+
+namespace HF_NAMESPACE {
+namespace {
+
+template <class P, int S, int Q, class Token>
+void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
+    constexpr int N = P::lanes;
+    using U = typename LaneType<uint32_t, N>::type;
+    Passes<P, S, Q> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch));
+    const bool draw = args.n_samples > 0;
+    if (draw) {
+        passes.upward(m.filter_level);
+        passes.meet(false);
+    } else {
+        passes.best();
+        if (args.log_weight) passes.store_log(passes.evidence, args.log_weight);
+    }
+    if (args.evidence.log_evidence) passes.store_log(passes.evidence, args.evidence.log_evidence);
+    passes.store_status();
+    // The downward messages' room is free for symbols.
+    U* symbols = reinterpret_cast<U*>(static_cast<typename P::V*>(scratch) + plan.at.mu[0]);
+    const int64_t trees = draw ? args.n_samples : 1;
+    const uint32_t key0 = static_cast<uint32_t>(args.seed), key1 = static_cast<uint32_t>(args.seed >> 32);
+    for (int64_t j = 0; j < trees; ++j) {
+        Indices<N> index{};
+        for (int l = 0; l < N; ++l) {
+            const uint64_t at = args.start + static_cast<uint64_t>((rows.first + l) * trees + j);
+            element(index.lo, l) = static_cast<uint32_t>(at);
+            element(index.hi, l) = static_cast<uint32_t>(at >> 32);
+        }
+        WordStream<N> words{index, kPurposePosterior, key0, key1}, star_words{index, kPurposePosteriorStar, key0, key1};
+        const auto store = [&](int d, const U* level) {
+            const int64_t n = n_nodes(m, d);
+            if (args.levels[d])
+                store_tokens<N>(level, n, rows.count,
+                                static_cast<Token*>(args.levels[d]) + (rows.first * trees + j) * n, trees * n);
+        };
+        choose_tree<P, S>(
+            m, draw, passes.root(), [&](int d) { return passes.nu(d); }, words, star_words, symbols, store);
+    }
+}
+
+template <class P>
+void choose_rows(const hf_model& m, const hf_choose_args& args, int64_t begin, int64_t end, void* scratch) {
+    hf_infer_args evidence = args.evidence;
+    evidence.table_values = nullptr; // trees need the messages of every level
+    const Plan<P> plan(m, evidence);
+    with_shape(m, [&](auto shape) {
+        for (int64_t row = begin; row < end; row += P::lanes) {
+            const Rows rows{args.evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
+            if (args.level_bytes == 1)
+                choose_pack<P, shape.arity, shape.alphabet, uint8_t>(m, args, rows, plan, scratch);
+            else choose_pack<P, shape.arity, shape.alphabet, uint16_t>(m, args, rows, plan, scratch);
+        }
+    });
+}
+
+} // namespace
+} // namespace HF_NAMESPACE

@@ -1,0 +1,270 @@
+// Inference of rows: loads evidence into lanes, passes messages up and down, stores what is asked for.
+#pragma once
+
+#include "cpu_rows.hpp"
+#include "subtree_table.hpp"
+#include "tree_choose.hpp"
+
+namespace HF_NAMESPACE {
+namespace {
+
+// Divides by the sum (NaN where there is nothing to normalise) and returns the sum. One division serves all entries;
+// certainty is exactly 1 all the same. A sum below the normal range has no inverse: `range` has to know of it.
+template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
+    typename P::V sum = x[0];
+    for (int a = 1; a < q; ++a) sum = sum + x[a];
+    const typename P::V inverse = splat<P>(1) / sum;
+    const typename P::V certain = sum > 0 ? splat<P>(1) : inverse * 0;
+    for (int a = 0; a < q; ++a) out[a] = x[a] == sum ? certain : x[a] * inverse;
+    return sum;
+}
+
+// Beliefs nu * mu of the n nodes of a level, normalised.
+template <class P, int Q> void store_beliefs(const Rows& rows, int64_t n, int alphabet, const typename P::V* nu,
+                                             const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
+                                             Range<P>& range) {
+    const int q = Q > 0 ? Q : alphabet;
+    for (int64_t i = 0; i < n; ++i) {
+        typename P::V* belief = scratch + i * q;
+        for (int a = 0; a < q; ++a) belief[a] = nu[i * q + a] * mu[i * q + a];
+        range.normalised(normalise<P>(belief, q, belief));
+    }
+    store_rows<P>(scratch, rows, n * q, out);
+    range.next_level();
+}
+
+template <int Arity, int Alphabet> struct Shape {
+    static constexpr int arity = Arity, alphabet = Alphabet;
+};
+
+template <class T> T smallest_positive(const T* x, int n) {
+    T smallest = T(1);
+    for (int i = 0; i < n; ++i) smallest = x[i] < smallest ? x[i] : smallest;
+    return smallest;
+}
+
+// What a call needs to know of its model, besides the model itself.
+template <class P> struct Plan {
+    using T = typename P::Scalar;
+    Layout<P> at;
+    TableShape table;
+    T smallest[64]; // probability of a level's rules
+    int deepest;    // level that an output asks the downward pass for
+
+    Plan(const hf_model& m, const hf_infer_args& args) : at(m, args), table(m) {
+        for (int d = m.filter_level; d < m.depth; ++d)
+            smallest[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
+        deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
+        for (int d = 1; d <= m.depth; ++d)
+            if (args.beliefs && args.beliefs[d] && deepest < d) deepest = d;
+        if (!args.tokens || !args.table_values || sizeof(T) != sizeof(float) || args.counts ||
+            deepest > m.depth - table.height ||
+            !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
+            table.height = 0;
+    }
+};
+
+// The passes over one pack of rows. S and Q as in tree_messages.hpp.
+template <class P, int S, int Q> struct Passes {
+    using V = typename P::V;
+    using I = typename P::I;
+    using T = typename P::Scalar;
+    const hf_model& m;
+    const hf_infer_args& args;
+    const Rows& rows;
+    const Plan<P>& plan;
+    V* scratch;
+    int q0;
+    const T* prior;
+    Range<P> range;
+    Star<P> star;
+    typename LaneType<double, P::lanes>::type shift{};
+    I total{}, invalid{};
+    T bounds[64]; // of the non-zero entries of the upward messages, by level
+    V evidence{};
+
+    HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory)
+        : m(model), args(call), rows(r), plan(p), scratch(memory), q0(Q > 0 ? Q : m.alphabets[0]),
+          prior(Numbers<T>::prior(m)), range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
+
+    HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
+    HF_INLINE V* root() const { return scratch + plan.at.root; }
+
+    HF_INLINE void leaves() {
+        V* out = nu(m.depth);
+        T& bound = bounds[m.depth] = T(1);
+        if (!args.log_fields) load_tokens<P>(m, args, rows, out);
+        else if (args.field_bytes == 4) load_fields<P, Q, float>(m, args, rows, out, shift, range, bound, invalid);
+        else load_fields<P, Q, double>(m, args, rows, out, shift, range, bound, invalid);
+    }
+
+    // Upward to level `top`, from the leaves or from subtrees that a table knows.
+    HF_INLINE void upward(int top) {
+        int level = m.depth;
+        if (plan.table.height > 0) {
+            if constexpr (sizeof(T) == sizeof(float)) {
+                auto* symbols = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(nu(level));
+                load_symbols<P>(m, args, rows, symbols);
+                level -= plan.table.height;
+                bounds[level] = args.table_values[plan.table.least()];
+                total = look_up_level<P>(m, plan.table, args, symbols, nu(level), range);
+            }
+        } else leaves();
+        for (int d = level - 1; d >= top; --d) {
+            bounds[d] = next_bound(smallest(d), T(1), bounds[d + 1], m.arity, 1);
+            upward_level<P, S, Q>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
+        }
+    }
+
+    // Max-product upward, up to the root's weights; the largest of them stands for the evidence.
+    HF_INLINE void best() {
+        leaves();
+        for (int d = m.depth - 1; d >= m.filter_level; --d) {
+            bounds[d] = next_bound(smallest(d), T(1), bounds[d + 1], m.arity, 1);
+            best_level<P, S>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
+        }
+        const I below = range.danger();
+        const I best = m.filter_level > 0 ? star.template upward<true>(nu(m.filter_level), star.suffix) : I{};
+        weigh_root(below, best);
+        V top = root()[0];
+        for (int a = 1; a < q0; ++a) top = larger(top, root()[a]);
+        range.normalised(top);
+        range.next_level();
+        evidence = top;
+    }
+
+    // The root: its message, times the prior, is the belief; the sum is the evidence.
+    HF_INLINE void meet(bool windowed) {
+        const I below = range.danger();
+        const I best = m.filter_level > 0 ? star.upward(nu(m.filter_level), star.suffix) : I{};
+        if (windowed) return;
+        weigh_root(below, best);
+        V* belief = root() + q0;
+        evidence = normalise<P>(root(), q0, belief);
+        range.normalised(evidence);
+        range.next_level();
+        if (args.root) store_rows<P>(belief, rows, q0, static_cast<T*>(args.root));
+    }
+
+    // Downward, as deep as an output asks for.
+    HF_INLINE void downward() {
+        V* mu = scratch + plan.at.mu[0];
+        V* mu_below = scratch + plan.at.mu[1];
+        T bound = T(0); // not known: to be watched
+        int d = m.filter_level;
+        if (args.window > 0 && args.window >= d) { // windows: all that is known of their tops is their laws
+            d = args.window;
+            const T* laws = static_cast<const T*>(args.laws);
+            for (int64_t x = 0; x < n_nodes(m, d) * m.alphabets[d]; ++x) mu[x] = splat<P>(laws[x]);
+        } else if (d > 0) {
+            star.downward(mu, root(), range, args.causal != 0,
+                          [&](int64_t i, const V* weight) { pair_with_root(i, weight); });
+            if (args.star_pairs)
+                store_rows<P>(scratch + plan.at.pairs, rows, star.n * q0 * star.qk, static_cast<T*>(args.star_pairs));
+        } else {
+            for (int a = 0; a < q0; ++a) mu[a] = splat<P>(prior[a]);
+            bound = smallest_positive(prior, q0);
+        }
+        V* counts = scratch + plan.at.counts;
+        if (args.counts)
+            for (int r = 0; r < m.n_counts; ++r) counts[r] = V{};
+        for (;; ++d) {
+            const int q = Q > 0 ? Q : m.alphabets[d];
+            const int64_t n = n_nodes(m, d);
+            if (d > 0 && args.beliefs && args.beliefs[d])
+                store_beliefs<P, Q>(rows, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]), mu_below, range);
+            if (d == m.depth) break;
+            if (args.counts)
+                count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
+                                  counts + m.levels[d].first_count, range);
+            if (d >= plan.deepest) break;
+            bound = next_bound(smallest(d), bound, bounds[d + 1], m.arity - 1, q);
+            if (args.causal)
+                downward_level<P, S, Q, true>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
+            else downward_level<P, S, Q>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
+            V* swap = mu;
+            mu = mu_below;
+            mu_below = swap;
+        }
+        if (args.counts) store_rows<P>(counts, rows, m.n_counts, static_cast<T*>(args.counts));
+        if (args.leave_one_out) {
+            const int q = Q > 0 ? Q : m.alphabets[d];
+            for (int64_t j = 0; j < n_nodes(m, d); ++j) normalise<P>(mu + j * q, q, mu_below + j * q);
+            store_rows<P>(mu_below, rows, n_nodes(m, d) * q, static_cast<T*>(args.leave_one_out));
+        }
+    }
+
+    // Which rows' evidence left the range of the type, or is none.
+    HF_INLINE void store_status() const {
+        const I suspect = range.danger() & (as_mask<P>(range.spent > Numbers<T>::slack(m)) | range.empty());
+        const I doubt = (suspect & ~invalid & splat_int<P>(HF_ROW_RANGE)) | (invalid & splat_int<P>(HF_ROW_NAN));
+        const auto status = convert_lanes<typename LaneType<int8_t, P::lanes>::type, P::lanes>(doubt);
+        __builtin_memcpy(args.status + rows.first, &status, static_cast<size_t>(rows.count));
+    }
+    HF_INLINE void store_log(V x, double* out) const {
+        const auto log = log_scaled<P>(x, total) + shift;
+        __builtin_memcpy(out + rows.first, &log, static_cast<size_t>(rows.count) * sizeof(double));
+    }
+
+  private:
+    HF_INLINE T smallest(int d) const { return plan.smallest[d]; }
+
+    // The root's weights; `best` is the exponent that no class of a star may reach, `below` what was in danger before.
+    HF_INLINE void weigh_root(I below, I best) {
+        if (m.filter_level > 0) {
+            WideNumber<P>* product = star.suffix;
+            for (int a = 0; a < q0; ++a) product[a].multiply(splat<P>(prior[a]));
+            const I top = align<P>(product, q0, root(), range);
+            total += top;
+            // What was lost below the star, the disagreement of its classes brings forth.
+            range.spent += below & larger<I>(best - top, I{});
+        } else {
+            for (int a = 0; a < q0; ++a) root()[a] = nu(0)[a] * prior[a];
+        }
+    }
+
+    HF_INLINE void pair_with_root(int64_t i, const V* weight) {
+        if (!args.star_pairs) return;
+        const int qk = star.qk;
+        V* out = scratch + plan.at.pairs + i * q0 * qk;
+        for (int a = 0; a < q0; ++a)
+            for (int c = 0; c < qk; ++c)
+                out[a * qk + c] = weight[a] * star.channels[(i * q0 + a) * qk + c] * nu(m.filter_level)[i * qk + c];
+        range.counted(normalise<P>(out, q0 * qk, out));
+    }
+};
+
+template <class P, int S, int Q>
+void infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
+    Passes<P, S, Q> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch));
+    const bool windowed = args.window > 0;
+    passes.upward(windowed && args.window > m.filter_level ? args.window : m.filter_level);
+    if (!(windowed && args.window >= m.filter_level)) passes.meet(windowed);
+    if (plan.deepest > 0 || args.counts) passes.downward();
+    passes.store_status();
+    if (args.log_evidence) passes.store_log(passes.evidence, args.log_evidence);
+}
+
+// Calls with the arity and the size of all alphabets where they are known to the compiler.
+template <class Call> void with_shape(const hf_model& m, const Call& call) {
+    bool four = m.arity == 2;
+    for (int d = 0; d <= m.depth; ++d) four = four && m.alphabets[d] == 4;
+    if (four) call(Shape<2, 4>());
+    else if (m.arity == 2) call(Shape<2, 0>());
+    else call(Shape<0, 0>());
+}
+
+template <class P>
+void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
+    const Plan<P> plan(m, args);
+    with_shape(m, [&](auto shape) {
+        for (int64_t row = begin; row < end; row += P::lanes) {
+            const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
+            infer_pack<P, shape.arity, shape.alphabet>(m, args, rows, plan, scratch);
+        }
+    });
+    stream_fence();
+}
+
+} // namespace
+} // namespace HF_NAMESPACE

@@ -1,0 +1,118 @@
+"""How often every rule is used, given the evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..arrays import allocate
+from ..evidence import Outputs
+from .door import Array, Door, present
+
+_ROWS = 4096  # whose counts are held at a time; fixed, so that sums do not depend on anything else
+
+
+class Counts(Door):
+    """`expected_rule_counts`."""
+
+    def expected_rule_counts(
+        self,
+        leaves: Any = None,
+        mask: Any = None,
+        *,
+        log_fields: Any = None,
+        per_sequence: bool = False,
+        dtype: Any = "float32",
+        backend: str | None = None,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Expected number of uses of every rule given the evidence: the statistics of EM.
+
+        They are the derivatives of `log_prob` by the logarithms of the rules' probabilities, each taken
+        as a free number. In a filtered model the rules above the filter level act through the channels of HF
+        Eq. 3: each node of that level is counted with a path of its own from the root.
+
+        Parameters
+        ----------
+        per_sequence : bool
+            One row per sequence instead of the sum over them, which is formed without keeping the rows.
+        leaves, mask, log_fields, dtype, backend, num_threads
+            As in `infer`.
+
+        Returns
+        -------
+        array of float64, shape (grammar.n_rules,), or of `dtype`, shape (n, grammar.n_rules)
+            Rules in the order of ``grammar.tables``, each table by parent, then children. A row of
+            impossible evidence is NaN, and so is a sum with one in it.
+
+        Examples
+        --------
+        >>> import hfilter
+        >>> model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=4)
+        >>> x = model.sample(1000, seed=0).leaves
+        >>> round(float(model.expected_rule_counts(x).sum()), 3)  # 15 nodes in each of 1000 trees
+        15000.0
+        """
+        question = (leaves, mask, log_fields, dtype, backend, num_threads)
+        if per_sequence:
+            out, wrap = self._ask(*question, **self._count_outputs())
+            kernel = out.counts if out.counts is not None else present(out.star_pairs)
+            full = allocate(
+                f"counts for n = {len(kernel)} rows", (len(kernel), self.grammar.n_rules), kernel.dtype,
+                "pass fewer rows at a time",
+            )  # fmt: skip
+            full[:] = self._all_counts(out)
+            return wrap(full)
+        total = np.zeros(self.grammar.n_rules)
+        given = leaves if log_fields is None else log_fields
+        wrap = None
+        for begin in range(0, max(len(given), 1), _ROWS):
+            part = slice(begin, begin + _ROWS)
+            rows = tuple(None if x is None else x[part] for x in (leaves, mask, log_fields))
+            out, wrap = self._ask(*rows, dtype, backend, num_threads, **self._count_outputs())
+            sums = out.map(lambda x: x.sum(axis=0, dtype=np.float64, keepdims=True))
+            total += self._all_counts(sums)[0]
+        return total if wrap is None else wrap(total)
+
+    def _count_outputs(self) -> dict[str, bool]:
+        """What the kernels are asked for: counts below the filter level, and what goes through the star."""
+        return {"counts": self.n_counts > 0, "star_pairs": self.filter_level > 0}
+
+    def _all_counts(self, out: Outputs) -> Array:
+        """Counts of all the grammar's rules, (n, n_rules), from the kernels' outputs."""
+        tables = self.grammar.tables
+        starts = np.cumsum([0, *(t.n_rules for t in tables)])
+        n = len(out.arrays()[0])
+        full = np.zeros((n, starts[-1]))
+        if out.counts is not None:
+            full[:, starts[-1] - self.n_counts :] = out.counts
+        if out.star_pairs is None:
+            return full
+        steps = self._path_steps()
+        for i, pairs in enumerate(np.moveaxis(np.asarray(out.star_pairs, np.float64), 1, 0)):
+            channel = self.channels[i]
+            share = np.divide(pairs, channel, out=np.zeros_like(pairs), where=channel > 0)
+            branches = [
+                i // self.arity ** (self.filter_level - 1 - t) % self.arity
+                for t in range(self.filter_level)
+            ]
+            laws = [steps[t][r] for t, r in enumerate(branches)]
+            # Posterior of the path's step t, parent a to child b: before^T share after^T times the step's law.
+            before = np.eye(self.n_classes)
+            after = [np.eye(channel.shape[1])]
+            for law in reversed(laws):
+                after.append(law @ after[-1])
+            for t, law in enumerate(laws):
+                found = before.T @ share @ after[len(laws) - 1 - t].T  # over the step's law
+                first = starts[0 if self.grammar.is_shared else t]
+                table = self.grammar.table(t)
+                uses = found[:, table.parents, table.children[:, branches[t]]] * table.probability
+                full[:, first : first + table.n_rules] += uses
+                before = before @ law
+        return full
+
+    def _path_steps(self) -> list[list[Array]]:
+        """The law of child r given its parent, for every level above the filter level."""
+        tables = [self.grammar.table(d) for d in range(self.filter_level)]
+        return [[t.marginal(r) for r in range(self.arity)] for t in tables]
