@@ -214,6 +214,9 @@ class Law:
             yield from pieces.walk([(0, 0, self.prior[None])])
             return
         star = self.star(budget)
+        # Refuse before hours of work, but only where so many states are possible for sure.
+        choices = np.sum([np.log2((given > 0).sum(axis=1)) for given in star[1:]], axis=0)
+        budget.spend(2 ** min(62, int(choices[self.prior > 0].max())))
         for node in range(s**k):
             others = range(node) if causal else (i for i in range(s**k) if i != node)
             rows = self.prior[None]
