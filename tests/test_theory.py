@@ -84,6 +84,25 @@ def test_mlm_floor(which: tuple[str, int]) -> None:
 
 
 @on_all
+def test_mlm_floor_of_windows(which: tuple[str, int]) -> None:
+    here = laws(which)
+    model, n = here.problem.model, here.leaves.ndim
+    for height in range(model.depth):
+        floor = theory.mlm_floor(model, height=height)
+        width = model.arity**height
+        for j in range(n):
+            first = j - j % width
+            others = tuple(a for a in range(n) if not first <= a < first + width)
+            law = here.leaves.sum(axis=others)
+            rest = entropy_of(law.sum(axis=j - first))
+            np.testing.assert_allclose(
+                floor.cross_entropy_by_position[j], entropy_of(law) - rest, **EXACT
+            )
+            right = law.max(axis=j - first).sum()
+            np.testing.assert_allclose(floor.accuracy_by_position[j], right, **EXACT)
+
+
+@on_all
 def test_root(which: tuple[str, int]) -> None:
     here = laws(which)
     model = here.problem.model

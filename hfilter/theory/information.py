@@ -186,7 +186,7 @@ def mutual_information(model: TreeModel) -> MutualInformation:
 
     Notes
     -----
-    All pairs, from `pair_law` in blocks: O(L² q³) operations, two seconds at L = 1024 and q = 4.
+    All pairs, from `pair_law` in blocks: O(L² q³) operations, less than a second at L = 1024 and q = 4.
 
     Examples
     --------

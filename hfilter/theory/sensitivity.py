@@ -181,7 +181,7 @@ def sensitivity_exponent(grammar: Grammar) -> float:
     Notes
     -----
     The siblings follow the law of nodes far above uniform leaves; it is uniform itself if all
-    symbols have equally many rules. Costs O(q⁶).
+    symbols have equally many rules. Costs O(q⁶): a second at q = 32, a minute at 64.
 
     Examples
     --------
