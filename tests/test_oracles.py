@@ -204,6 +204,18 @@ def test_interface(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert predictor.predict_root(leaves[:0]).shape == (0, 4)
 
 
+def test_what_lies_on_a_device_comes_back_there() -> None:
+    """The host computes; the result is sent to where the evidence was (here: nowhere)."""
+    torch = pytest.importorskip("torch")
+    leaves = torch.from_numpy(published().sample(3, seed=0).leaves)
+    away = type("Tensor", (), {"__module__": "torch.far", "cpu": lambda self: leaves})()
+    away.device = torch.device("meta")
+    law = MixtureK([published()]).predict(away)
+    assert (law.device.type, tuple(law.shape)) == ("meta", (3, 8, 4))
+    away.shape = leaves.shape
+    assert noisy_fields(away, 4, 0.1).device.type == "meta"
+
+
 def test_single_precision() -> None:
     model = published()
     leaves = model.sample(5, seed=3).leaves

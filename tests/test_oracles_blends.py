@@ -89,8 +89,9 @@ def test_mixture_of_predictors() -> None:
     assert (mixed.predict(leaves, mask) == want).all()
     want = geometric_mixture(p0.predict_root(leaves), p1.predict_root(leaves), 0.3)
     assert (mixed.predict_root(leaves) == want).all()
+    ends = p0.predict(leaves, mask), p1.predict(leaves, mask)
     for p, lam in ((p0, 0.0), (p1, 1.0), (mixed, 0.3)):
-        found = coordinate(p.predict(leaves, mask), p0.predict(leaves, mask), p1.predict(leaves, mask), mask)  # fmt: skip
+        found = coordinate(p.predict(leaves, mask), *ends, where=mask)
         assert abs(found.value - lam) < 1e-6
         assert abs(found.kl) < 1e-12
         assert found.n_scored == mask.sum()
