@@ -208,6 +208,22 @@ def test_draws(fraction: float) -> None:
             assert gone != {tuple(b) for b in draw_bans(grammar, fraction, seed=4).tolist()}
 
 
+def test_draws_to_the_limit() -> None:
+    """Half of all adjacencies of two rules for each symbol: one child rule stays on every side."""
+    grammar = hfilter.Grammar.log_normal(2, 1.0, 0)
+    drawn = 0
+    for seed in range(40):
+        try:
+            gone = draw_bans(grammar, 0.5, seed).tolist()
+        except GrammarError:
+            continue
+        drawn += 1
+        kept = [a for a in list_adjacencies(grammar).tolist() if a not in gone]
+        assert len({tuple(a[:2]) for a in kept}) == len(kept) == 8
+        assert {a[2] for a in kept} == {0, 1, 2, 3}, "every rule still occurs"
+    assert drawn > 10
+
+
 def test_a_ban_at_one_level() -> None:
     grammar = hfilter.Grammar.published(4, 1.0, 0)
     model = hfilter.TreeModel(grammar, depth=3, root_prior=[0.1, 0.2, 0.3, 0.4])

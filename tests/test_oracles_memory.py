@@ -73,6 +73,16 @@ def test_one_leaf_that_decides_hides_nothing_of_the_others() -> None:
     )
 
 
+def test_a_row_that_misses_at_one_leaf_outshines_none_that_match() -> None:
+    """Weights of 1 and exp(-1000): the larger is of a row that counts for its one wrong leaf only."""
+    memory = Memorizer([[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], 2)
+    fields = np.zeros((1, 5, 2))
+    fields[0, 0, 0] = -np.inf
+    fields[0, 1:, 1] = -250.0
+    law = memory.predict(log_fields=fields)[0]
+    np.testing.assert_allclose(law, [[1.0, 0.0]] + [[0.0, 1.0]] * 4, atol=1e-100)
+
+
 def test_beliefs_take_the_own_evidence_in() -> None:
     stored, _, tokens, mask = data((60, 7, 4))
     fields = channel_fields(tokens, mask, 4, 0.2)
