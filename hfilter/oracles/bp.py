@@ -99,12 +99,14 @@ class Window:
         self.n_leaves, self.vocab_size = model.n_leaves, model.vocab_size
         self.n_classes = model.n_classes
 
-    def predict(self, leaves: Any, mask: Any = None) -> Any:
-        """P(x_j | the other visible leaves of its window), shape (n, L, q); see `Predictor`."""
-        return self.model.windowed(leaves, self.height, mask=mask, dtype=self.dtype)
+    def predict(self, leaves: Any = None, mask: Any = None, *, log_fields: Any = None) -> Any:
+        """P(x_j | the other evidence of its window), shape (n, L, q); see `HostPredictor.predict`."""
+        return self.model.windowed(
+            leaves, self.height, mask=mask, log_fields=log_fields, dtype=self.dtype
+        )
 
-    def predict_root(self, leaves: Any, mask: Any = None) -> Any:
-        """P(root | visible leaves), shape (n, n_classes), for the window that is the whole tree.
+    def predict_root(self, leaves: Any = None, mask: Any = None, *, log_fields: Any = None) -> Any:
+        """P(root | evidence), shape (n, n_classes), for the window that is the whole tree.
 
         Raises
         ------
@@ -117,7 +119,7 @@ class Window:
                 f"{self.height}; the root from blocks of that height, independent given it, is "
                 f"ExactBP(model.filtered({self.model.depth - self.height}))"
             )
-        return self.model.root_posterior(leaves, mask, dtype=self.dtype)
+        return self.model.root_posterior(leaves, mask, log_fields=log_fields, dtype=self.dtype)
 
 
 def check_model(name: str, model: Any) -> TreeModel:
