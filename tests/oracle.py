@@ -95,10 +95,9 @@ class Enumeration:
         for r, node in enumerate(children):
             self._columns[node] = np.concatenate(entries)[picked, r]
 
-    def infer(self, log_fields: np.ndarray) -> Answer:
-        """Posterior under log fields (n, n_leaves, q), by summing over all configurations."""
+    def _totals(self, log_fields: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Fields relative to each leaf's largest, and every configuration's log weight under them."""
         fields = np.asarray(log_fields).astype(np.longdouble)
-        n, n_leaves, q = fields.shape
         top = fields.max(axis=2, keepdims=True)
         top = np.where(np.isfinite(top), top, 0)
         fields = fields - top
@@ -106,11 +105,18 @@ class Enumeration:
         fields = np.where(forbidden, 0, fields)
         leaves = self.configurations[self.depth]
         # Finite parts and the number of zeros are kept apart so that one leaf can be taken out.
-        total = np.broadcast_to(self.log_prior, (n, len(leaves))).copy()
+        total = np.broadcast_to(self.log_prior, (len(fields), len(leaves))).copy()
         zeros = np.zeros(total.shape, dtype=np.int64)
-        for j in range(n_leaves):
+        for j in range(self.n_leaves):
             total += fields[:, j][:, leaves[:, j]]
             zeros += forbidden[:, j][:, leaves[:, j]]
+        return fields, forbidden, top, total, zeros
+
+    def infer(self, log_fields: np.ndarray) -> Answer:
+        """Posterior under log fields (n, n_leaves, q), by summing over all configurations."""
+        fields, forbidden, top, total, zeros = self._totals(log_fields)
+        n, n_leaves, q = fields.shape
+        leaves = self.configurations[self.depth]
         peak, weights = _weights(total, zeros)
         norm = weights.sum(axis=1, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -130,6 +136,55 @@ class Enumeration:
                 law = rest @ np.eye(q)[leaves[:, j]]
                 loo[:, j] = law / law.sum(axis=1, keepdims=True)
         return Answer(log_evidence.astype(np.float64), beliefs, loo)
+
+    def posterior(self, log_fields: np.ndarray) -> np.ndarray:
+        """The posterior of every configuration, (n, configurations); NaN for an impossible row."""
+        *_, total, zeros = self._totals(log_fields)
+        _, weights = _weights(total, zeros)
+        with np.errstate(invalid="ignore"):
+            return weights / weights.sum(axis=1, keepdims=True)
+
+    def pairs(
+        self, posterior: np.ndarray, levels: tuple[int, int], pairs: np.ndarray
+    ) -> np.ndarray:
+        """P(x_u = a, x_v = b | evidence) of nodes u, v of the two levels, (n, m, q_d, q_e)."""
+        (d, e), n = levels, len(posterior)
+        shape = (self.alphabets[d], self.alphabets[e])
+        out = np.zeros((n, len(pairs), shape[0] * shape[1]))
+        for j, (u, v) in enumerate(pairs):
+            code = self.configurations[d][:, u] * shape[1] + self.configurations[e][:, v]
+            for i in range(n):
+                out[i, j] = np.bincount(code, posterior[i], shape[0] * shape[1])
+        out[np.isnan(posterior[:, 0])] = np.nan  # also cells of no configuration
+        return out.reshape(n, len(pairs), *shape)
+
+    def flips(self, log_fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """P(root = a | leaf j is b, the other evidence) and P(root = a, leaf j is b | the others).
+
+        Both (n, n_leaves, n_classes, q); the first with each column relative to its own largest weight.
+        """
+        fields, forbidden, _, total, zeros = self._totals(log_fields)
+        n, n_leaves, q = fields.shape
+        leaves, roots = self.configurations[self.depth], self.configurations[0][:, 0]
+        indicator = np.eye(self.alphabets[0])[roots]
+        given = np.full((n, n_leaves, self.alphabets[0], q), np.nan)
+        joint = np.zeros_like(given)
+        for j in range(n_leaves):
+            logs = total - fields[:, j][:, leaves[:, j]]
+            without = zeros - forbidden[:, j][:, leaves[:, j]]
+            _, weights = _weights(logs, without)
+            for b in range(q):
+                here = leaves[:, j] == b
+                if not here.any():
+                    continue
+                joint[:, j, :, b] = weights[:, here] @ indicator[here]
+                _, alone = _weights(logs[:, here], without[:, here])
+                law = alone @ indicator[here]
+                with np.errstate(invalid="ignore"):
+                    given[:, j, :, b] = law / law.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            joint /= joint.sum(axis=(2, 3), keepdims=True)
+        return given, joint
 
     def sequence_law(self) -> np.ndarray:
         """The exact probability of every sequence, shape (q**n_leaves,), lexicographic order."""
