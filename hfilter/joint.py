@@ -12,24 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import as_numpy
+from .arrays import allocate, as_numpy
+from .compiled import ieee
 from .errors import ArgumentError, DTypeError, ShapeError
 from .evidence import Evidence, check_levels
 from .messages import (
     Rules,
     children,
     downward,
+    from_root,
     leaf_messages,
     plan,
     root_weights,
-    star_downward,
     star_kernels,
     star_upward,
     terms_by_parent,
     upward,
 )
 from .tree import TreeStructure
-from .wide import Wide, normalise, ordinary, ratio, wide
+from .wide import Wide, normalise, ordinary, ratio
 
 __all__ = ["flip_table", "leaf_root_joint", "pair_beliefs"]
 
@@ -53,9 +54,16 @@ def _n_rows(evidence: Evidence) -> int:
     return len(given)
 
 
+def _result(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    what = f"the result for n = {shape[0]} rows"
+    out: NDArray[Any] = allocate(what, shape, np.dtype(dtype), "pass fewer rows at a time")
+    return out
+
+
 # ------------------------------------------------------------------------- single substitutions
 
 
+@ieee()
 def flip_table(tree: TreeStructure, evidence: Evidence, dtype: Any = np.float64) -> NDArray[Any]:
     """The root's posterior under every substitution of one leaf.
 
@@ -91,13 +99,14 @@ def flip_table(tree: TreeStructure, evidence: Evidence, dtype: Any = np.float64)
     [[1.0, 0.0], [0.0, 1.0]]
     """
     shape = (_n_rows(evidence), tree.n_leaves, tree.n_classes, tree.vocab_size)
-    out = np.empty(shape, np.dtype(dtype))
+    out = _result(shape, dtype)
     for part, _, state in _from_outside(tree, evidence):
         with np.errstate(invalid="ignore"):
             out[part] = np.moveaxis(state / state.sum(axis=1, keepdims=True), -1, 0)
     return out
 
 
+@ieee()
 def leaf_root_joint(
     tree: TreeStructure, evidence: Evidence, dtype: Any = np.float64
 ) -> NDArray[Any]:
@@ -129,7 +138,7 @@ def leaf_root_joint(
     [[0.5, 0.0], [0.0, 0.5]]
     """
     shape = (_n_rows(evidence), tree.n_leaves, tree.n_classes, tree.vocab_size)
-    out = np.empty(shape, np.dtype(dtype))
+    out = _result(shape, dtype)
     for part, mu, state in _from_outside(tree, evidence):
         law = normalise(mu, 1)
         out[part] = np.moveaxis(state * law[:, None], -1, 0)
@@ -146,16 +155,10 @@ def _from_outside(tree: TreeStructure, evidence: Evidence) -> Iterator[tuple[sli
     for part in _parts(_n_rows(evidence), cost):
         leaves, _ = leaf_messages(tree, evidence.rows(part))
         nu, _ = upward(tree, rules, leaves)
-        rows = leaves.value.shape[-1]
-        state: Array | None
-        if tree.filter_level:
-            m, _ = star_upward(tree, nu[tree.filter_level])
-            mu, state = star_downward(tree, m, True)
-        else:
-            mu = wide(np.repeat(tree.root_prior[None, :, None], rows, axis=2))
-            certain = np.eye(tree.n_classes)[None, :, :, None]
-            state = np.repeat(certain, rows, axis=3)
-        for d in range(tree.filter_level, tree.depth):
+        k = tree.filter_level
+        m = star_upward(tree, nu[k])[0] if k else None
+        mu, state = from_root(tree, m, leaves.value.shape[-1], True)
+        for d in range(k, tree.depth):
             mu, state = downward(tree, rules[d], mu, nu[d + 1], state)
         assert state is not None
         yield part, mu, state
@@ -164,6 +167,7 @@ def _from_outside(tree: TreeStructure, evidence: Evidence) -> Iterator[tuple[sli
 # ------------------------------------------------------------------------------ pairs of nodes
 
 
+@ieee()
 def pair_beliefs(
     tree: TreeStructure, evidence: Evidence, levels: Any, pairs: Any, dtype: Any = np.float64
 ) -> NDArray[Any]:
@@ -211,7 +215,7 @@ def pair_beliefs(
     ends, nodes = _check_pairs(tree, levels, pairs)
     (d, e), m = ends, len(nodes)
     widths = (tree.alphabets[d], tree.alphabets[e])
-    out = np.empty((_n_rows(evidence), m, *widths), np.dtype(dtype))
+    out = _result((_n_rows(evidence), m, *widths), dtype)
     if not out.size:
         return out
     rules, needed = plan(tree), _needed(tree, ends, nodes)

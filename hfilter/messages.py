@@ -35,10 +35,10 @@ __all__ = [
     "Rules",
     "children",
     "downward",
+    "from_root",
     "leaf_messages",
     "plan",
     "root_weights",
-    "star_downward",
     "star_kernels",
     "star_upward",
     "terms_by_parent",
@@ -336,7 +336,18 @@ def root_weights(tree: TreeStructure, nu: Wide, m: Wide | None) -> Wide:
     return times(Wide(value[0], power[0]), prior)
 
 
-def star_downward(tree: TreeStructure, m: Wide, with_state: bool) -> tuple[Wide, Array | None]:
+def from_root(
+    tree: TreeStructure, m: Wide | None, rows: int, with_state: bool
+) -> tuple[Wide, Array | None]:
+    """Messages mu to the nodes of the filter level, and the law of the root given each one's symbol."""
+    if m is not None:
+        return _star_downward(tree, m, with_state)
+    mu = wide(np.repeat(tree.root_prior[None, :, None], rows, axis=2))
+    certain = np.eye(tree.n_classes)[None, :, :, None]
+    return mu, np.repeat(certain, rows, axis=3) if with_state else None
+
+
+def _star_downward(tree: TreeStructure, m: Wide, with_state: bool) -> tuple[Wide, Array | None]:
     """Messages mu to the filter level, and the law of the root given each node's symbol.
 
     No factor is divided out: products over all nodes but one are put together from products over

@@ -10,6 +10,7 @@ Messages are arrays (nodes, symbols, rows).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ __all__ = [
     "finite",
     "join",
     "known",
+    "log_sum",
     "normalise",
     "ordinary",
     "ratio",
@@ -37,6 +39,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 _CHUNK = 1 << 14  # numbers in an array of one step: a few such arrays stay in the cache
+_LN2 = math.log(2.0)
 FAR = -2100.0  # 2**FAR times anything in range is zero
 
 
@@ -140,6 +143,14 @@ def _explicit(x: Wide) -> Array:
 def ratio(x: Array, total: Array) -> Array:
     """x / total for parts x of a total; 0 where the total is."""
     return x / np.where(total > 0, total, 1.0)
+
+
+def log_sum(x: Wide, axis: int) -> Array:
+    """Natural logarithms of sums along an axis."""
+    linear, top = ordinary(x, axis)
+    with np.errstate(divide="ignore"):
+        out = np.log(linear.sum(axis=axis))
+    return np.asarray(out if top is None else out + _LN2 * np.squeeze(top, axis))
 
 
 def normalise(x: Wide, axis: int) -> Array:
