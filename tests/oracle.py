@@ -95,7 +95,7 @@ class Enumeration:
         for r, node in enumerate(children):
             self._columns[node] = np.concatenate(entries)[picked, r]
 
-    def _totals(self, log_fields: np.ndarray) -> tuple[np.ndarray, ...]:
+    def totals(self, log_fields: np.ndarray) -> tuple[np.ndarray, ...]:
         """Fields relative to each leaf's largest, and every configuration's log weight under them."""
         fields = np.asarray(log_fields).astype(np.longdouble)
         top = fields.max(axis=2, keepdims=True)
@@ -114,10 +114,10 @@ class Enumeration:
 
     def infer(self, log_fields: np.ndarray) -> Answer:
         """Posterior under log fields (n, n_leaves, q), by summing over all configurations."""
-        fields, forbidden, top, total, zeros = self._totals(log_fields)
+        fields, forbidden, top, total, zeros = self.totals(log_fields)
         n, n_leaves, q = fields.shape
         leaves = self.configurations[self.depth]
-        peak, weights = _weights(total, zeros)
+        peak, weights = relative_weights(total, zeros)
         norm = weights.sum(axis=1, keepdims=True)
         with np.errstate(invalid="ignore", divide="ignore"):
             log_evidence = peak + np.log(norm[:, 0]) + top.sum(axis=(1, 2))
@@ -129,7 +129,7 @@ class Enumeration:
             }
             loo = np.empty((n, n_leaves, q))
             for j in range(n_leaves):
-                _, rest = _weights(
+                _, rest = relative_weights(
                     total - fields[:, j][:, leaves[:, j]],
                     zeros - forbidden[:, j][:, leaves[:, j]],
                 )
@@ -139,52 +139,10 @@ class Enumeration:
 
     def posterior(self, log_fields: np.ndarray) -> np.ndarray:
         """The posterior of every configuration, (n, configurations); NaN for an impossible row."""
-        *_, total, zeros = self._totals(log_fields)
-        _, weights = _weights(total, zeros)
+        *_, total, zeros = self.totals(log_fields)
+        _, weights = relative_weights(total, zeros)
         with np.errstate(invalid="ignore"):
             return weights / weights.sum(axis=1, keepdims=True)
-
-    def pairs(
-        self, posterior: np.ndarray, levels: tuple[int, int], pairs: np.ndarray
-    ) -> np.ndarray:
-        """P(x_u = a, x_v = b | evidence) of nodes u, v of the two levels, (n, m, q_d, q_e)."""
-        (d, e), n = levels, len(posterior)
-        shape = (self.alphabets[d], self.alphabets[e])
-        out = np.zeros((n, len(pairs), shape[0] * shape[1]))
-        for j, (u, v) in enumerate(pairs):
-            code = self.configurations[d][:, u] * shape[1] + self.configurations[e][:, v]
-            for i in range(n):
-                out[i, j] = np.bincount(code, posterior[i], shape[0] * shape[1])
-        out[np.isnan(posterior[:, 0])] = np.nan  # also cells of no configuration
-        return out.reshape(n, len(pairs), *shape)
-
-    def flips(self, log_fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """P(root = a | leaf j is b, the other evidence) and P(root = a, leaf j is b | the others).
-
-        Both (n, n_leaves, n_classes, q); the first with each column relative to its own largest weight.
-        """
-        fields, forbidden, _, total, zeros = self._totals(log_fields)
-        n, n_leaves, q = fields.shape
-        leaves, roots = self.configurations[self.depth], self.configurations[0][:, 0]
-        indicator = np.eye(self.alphabets[0])[roots]
-        given = np.full((n, n_leaves, self.alphabets[0], q), np.nan)
-        joint = np.zeros_like(given)
-        for j in range(n_leaves):
-            logs = total - fields[:, j][:, leaves[:, j]]
-            without = zeros - forbidden[:, j][:, leaves[:, j]]
-            _, weights = _weights(logs, without)
-            for b in range(q):
-                here = leaves[:, j] == b
-                if not here.any():
-                    continue
-                joint[:, j, :, b] = weights[:, here] @ indicator[here]
-                _, alone = _weights(logs[:, here], without[:, here])
-                law = alone @ indicator[here]
-                with np.errstate(invalid="ignore"):
-                    given[:, j, :, b] = law / law.sum(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            joint /= joint.sum(axis=(2, 3), keepdims=True)
-        return given, joint
 
     def sequence_law(self) -> np.ndarray:
         """The exact probability of every sequence, shape (q**n_leaves,), lexicographic order."""
@@ -199,7 +157,7 @@ class Enumeration:
         return self.configurations[self.depth][rng.choice(len(p), size=n, p=p / p.sum())]
 
 
-def _weights(total: np.ndarray, zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def relative_weights(total: np.ndarray, zeros: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log of the largest weight of each row and all weights relative to it (0 if impossible)."""
     logs = np.where(zeros > 0, -np.inf, total)
     peak = logs.max(axis=1)
