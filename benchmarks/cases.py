@@ -150,10 +150,11 @@ def main_cases(quick: bool) -> list[Case]:
     return cases
 
 
-def latency_cases() -> list[Case]:
+def latency_cases(quick: bool = False) -> list[Case]:
     """One sequence a call."""
+    groups = ("hfilter", "torch") if quick else ("hfilter", "numba", "torch")
     return [
-        Case(f"one-{question}", question, "published", 4, 1, ("hfilter", "numba", "torch"),
+        Case(f"one-{question}", question, "published", 4, 1, groups,
              series="latency", only=("hfilter", "torch, matrix product", "torch, searchsorted"))
         for question in ("sample", "beliefs", "root", "mlm")
     ]  # fmt: skip

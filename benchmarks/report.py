@@ -17,6 +17,7 @@ from cases import OURS
 from contest import Result
 
 MARK = "<!-- written by make bench -->"
+SCALES = "### How cost grows"
 SERIES = {"n": "sequences in one call", "ℓ": "depth ℓ", "q": "alphabet q", "threads": "threads"}
 
 
@@ -174,6 +175,33 @@ def _training(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def scales(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Markdown of what scales.py found; `about` where it was measured apart from the rest."""
+    lines = [SCALES, ""]
+    if about:
+        lines += [
+            "Measured by itself: " + ", ".join(f"{k} {v}" for k, v in about.items()) + ".",
+            "",
+        ]
+    lines += ["One thread, one core; all points of a line in turn. The ratio is that of the worst point to the first",
+              "(memory: megabytes more; torch: to the same step without hfilter).", "",
+              "| what grows | question | unit | points | ratio (quartiles) | bound | |",
+              "|---|---|---|---|---:|---:|---|"]  # fmt: skip
+    for name, question in dict.fromkeys((r["series"], r["question"]) for r in rows):
+        own = [r for r in rows if (r["series"], r["question"]) == (name, question)]
+        points = "; ".join(f"{r['at']}: {r['value']:.3g}" for r in own)
+        worst = max(own, key=lambda r: r["ratio"])
+        spread = worst["quartiles"]
+        ratio = f"{worst['ratio']:.2f}" + (
+            f" ({spread[0]:.2f} … {spread[1]:.2f})" if spread else ""
+        )
+        verdict = "met" if all(r["met"] for r in own) else "**not met**"
+        lines.append(
+            f"| {name} | {question} | {own[0]['unit']} | {points} | {ratio} | ≤ {worst['bound']:g} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------ files
 
 
@@ -185,6 +213,15 @@ def write(folder: Path, text: str, rows: list[dict[str, Any]]) -> None:
     (folder / "results.jsonl").write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     )
+
+
+def write_scales(folder: Path, text: str, rows: list[dict[str, Any]]) -> None:
+    """The section of scales.py alone, on the page and in results.jsonl; all else stays."""
+    page, data = folder / "README.md", folder / "results.jsonl"
+    page.write_text(f"{page.read_text().partition(SCALES)[0].rstrip()}\n\n{text}\n")
+    kept = [line for line in data.read_text().splitlines() if json.loads(line)["case"] != "scales"]
+    kept += [json.dumps(row, ensure_ascii=False) for row in rows]
+    data.write_text("".join(f"{line}\n" for line in kept))
 
 
 def figures(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,14 +8,15 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import report
 from cases import Case, WrongAnswer, latency_cases, main_cases, scaling_cases
 from contest import Contest, Result
+from peer_hfilter import about as versions
 from process import HERE, ONE_THREAD
 
+SCALES = "scales"
 GROUPS = ["hfilter", "torch", "jax", "numpy", "numba", "beagle"]
 
 
@@ -26,13 +27,28 @@ def main() -> int:
     parser.add_argument(
         "--write", action="store_true", help="rewrite README.md, results.jsonl, figures"
     )
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", default="", help=f"cases whose name contains this; {SCALES}: that section alone"
+    )
     parser.add_argument("--rounds", type=int, help="rounds of each case of the table")
     options = parser.parse_args()
     began = time.perf_counter()
+    if options.only == SCALES:
+        rows = _lines("scales.py", options.quick)
+        machine = report.machine() | versions()
+        text = report.scales(rows, machine)
+        print(text)
+        if options.write and rows:
+            report.write_scales(HERE, text, [row | machine for row in rows])
+        print(f"{time.perf_counter() - began:.0f} s")
+        return 0 if rows else 1
     rounds = options.rounds or (3 if options.quick else 11)
     seconds = 0.02 if options.quick else 0.04
-    cases = [*main_cases(options.quick), *latency_cases(), *scaling_cases(options.quick)]
+    cases = [
+        *main_cases(options.quick),
+        *latency_cases(options.quick),
+        *scaling_cases(options.quick),
+    ]
     cases = [case for case in cases if options.only in case.name]
     results: list[Result] = []
     wrong: list[str] = []
@@ -52,13 +68,16 @@ def main() -> int:
             results += found
             _say(case, found, time.perf_counter() - began)
         missing = contest.missing
-    training = [] if options.only else _training(options.quick)
+    training = [] if options.only else _lines("training.py", options.quick)
+    scales = [] if options.only else _lines("scales.py", options.quick)
     text = report.tables(results, training, machine, missing, wrong)
+    if scales:
+        text += "\n\n" + report.scales(scales, {})
     print(text)
     if options.write and options.only:
         print("nothing is written: the page holds all cases or none")
     elif options.write:
-        report.write(HERE, text, [r.row | machine for r in results])
+        report.write(HERE, text, [row | machine for row in [*(r.row for r in results), *scales]])
         report.figures(HERE.parent / "docs" / "figures", [r.row for r in results])
     print(f"{time.perf_counter() - began:.0f} s")
     return 1 if wrong else 0
@@ -69,13 +88,13 @@ def _say(case: Case, found: list[Result], elapsed: float) -> None:
     print(f"{elapsed:4.0f} s  {case.name}: {best}", flush=True)
 
 
-def _training(quick: bool) -> list[dict[str, Any]]:
-    """Rows of training.py, from a process of its own."""
-    command = [sys.executable, str(Path(__file__).parent / "training.py")]
-    command += ["--quick"] if quick else []
-    run = subprocess.run(command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True)
+def _lines(script: str, quick: bool) -> list[dict[str, Any]]:
+    """Rows that a script of this folder prints, from a process of its own."""
+    command = [sys.executable, str(HERE / script), *(["--quick"] if quick else [])]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | ONE_THREAD
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
     if run.returncode:
-        print(f"training is left out: {run.stderr.strip().splitlines()[-1]}")
+        print(f"{script} is left out: {(run.stderr.strip().splitlines() or ['no reason'])[-1]}")
         return []
     return [json.loads(line) for line in run.stdout.splitlines()]
 

@@ -1,0 +1,259 @@
+"""How cost grows: with depth, alphabet, filter level, arity and rows; memory; torch's threads beside ours.
+
+Prints JSON lines, one a point. Every series takes its points in turn, round after round, on one core and
+one thread; a ratio is the median of the rounds' ratios to the point it is held against.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scales_child import PEAKS, TorchChild, peak_of
+
+import hfilter
+
+CALLS = {
+    "sample": "Sampling",
+    "root": "Root posterior from tokens",
+    "beliefs": "Leaf beliefs from fields",
+}
+# Bounds of the ratios: time per unit at the far point over that at the near one.
+FLAT, CACHE, LEVELS, ARITY, THREADS = 1.25, 2.0, 1.5, 2.0, 1.1
+GROWTH = 4e6  # bytes that peak memory may grow by from n to 10 n rows
+
+
+@dataclass
+class Point:
+    """One size: a call, and how many units of work it does."""
+
+    at: str
+    call: Callable[[], Any]
+    units: float
+
+
+@dataclass
+class Series:
+    """Points whose time per unit should agree within `bound`; the first is held against the others."""
+
+    name: str
+    question: str
+    unit: str
+    bound: float
+    points: list[Point] = field(default_factory=list)
+
+
+def timed(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds a call, over at least so long and at least one call."""
+    began, repeat = time.perf_counter(), 0
+    while repeat == 0 or time.perf_counter() - began < seconds:
+        call()
+        repeat += 1
+    return (time.perf_counter() - began) / repeat
+
+
+def in_turn(
+    calls: list[Callable[[], float]], rounds: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Each call gives its own time: those of every round, and the ratios to the first call's."""
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds):
+        for i in list(range(len(calls)))[:: (-1) ** number]:  # to and fro: nobody always first
+            times[i].append(calls[i]())
+    return times, [[t / first for t, first in zip(own, times[0], strict=True)] for own in times]
+
+
+def rows_of(series: Series, rounds: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Measure a series; the first round, which warms caches up, is not counted."""
+
+    def one(point: Point) -> Callable[[], float]:
+        return lambda: 1e9 * timed(point.call, seconds) / point.units
+
+    for point in series.points:
+        point.call()
+    times, ratios = in_turn([one(p) for p in series.points], rounds)
+    for point, own, over in zip(series.points, times, ratios, strict=True):
+        yield row(series.name, series.question, series.unit, point.at, own, over, series.bound)
+
+
+def row(
+    name: str, question: str, unit: str, at: str, own: list[float], over: list[float], bound: float
+) -> dict[str, Any]:
+    """A line of the results: the median time, and the ratio to the point it is held against."""
+    ratio = statistics.median(over)
+    return {
+        "case": "scales", "series": name, "question": question, "unit": unit, "at": at,
+        "value": statistics.median(own), "ratio": ratio,
+        "quartiles": [float(x) for x in np.quantile(over, [0.25, 0.75])],
+        "bound": bound, "met": ratio <= bound,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ calls
+
+
+def question(kind: str, model: hfilter.TreeModel, n: int) -> Callable[[], Any]:
+    """One of CALLS, put to a model; the evidence is made here and not timed."""
+    rng = np.random.default_rng(0)
+    if kind == "sample":
+        out = np.empty((n, model.n_leaves), model.token_dtype)
+        return lambda: model.sample(n, seed=1, out=out, num_threads=1)
+    if kind == "root":
+        leaves = model.sample(n, seed=1).leaves
+        return lambda: model.root_posterior(leaves, num_threads=1)
+    fields = rng.random((n, model.n_leaves, model.vocab_size), np.float32)
+    return lambda: model.infer(log_fields=fields, num_threads=1)
+
+
+def updates(model: hfilter.TreeModel) -> float:
+    """Applications of a rule in one row: rules times inner nodes."""
+    return float(sum(model.arity**d * model.grammar.table(d).n_rules for d in range(model.depth)))
+
+
+def nodes(model: hfilter.TreeModel) -> float:
+    """Nodes of one tree."""
+    return float(sum(model.arity**d for d in range(model.depth + 1)))
+
+
+def published(depth: int, filter_level: int = 0) -> hfilter.TreeModel:
+    """The published grammar."""
+    return hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth, filter_level)
+
+
+# ----------------------------------------------------------------------------------------- series
+
+
+def depths(quick: bool) -> Iterator[Series]:
+    """The same number of leaves in ever deeper trees; then one tree a call."""
+    chosen = (10, 12, 14) if quick else (10, 14, 16, 18, 20)
+    for kind, title in CALLS.items():
+        points = []
+        for d in chosen:
+            n = (1 << (18 if quick else 24)) >> d
+            points.append(Point(f"ℓ = {d}", question(kind, published(d), n), float(n << d)))
+        yield Series("depth", f"{title}, q = 4", "ns a leaf", CACHE, points)
+        points = [Point(f"ℓ = {d}", question(kind, published(d), 1), float(1 << d)) for d in chosen]
+        yield Series("depth, one tree a call", f"{title}, q = 4", "ns a leaf", CACHE, points)
+
+
+def alphabets(quick: bool) -> Iterator[Series]:
+    """Four rules a symbol whatever the alphabet: cost should follow rules (nodes when sampling), not q³."""
+    chosen = (64, 256) if quick else (64, 512, 4096)
+    grammars = [hfilter.Grammar.log_normal(q, 1.0, 0, rules_per_symbol=4) for q in chosen]
+    for kind, title in CALLS.items():
+        points = []
+        for q, grammar in zip(chosen, grammars, strict=True):
+            model = hfilter.TreeModel(grammar, 6)
+            n = 2048 if kind == "sample" else 64
+            units = nodes(model) if kind == "sample" else updates(model)
+            points.append(Point(f"q = {q}", question(kind, model, n), n * units))
+        unit = "ns a node" if kind == "sample" else "ns a rule and node"
+        yield Series("alphabet", f"{title}, 4 rules a symbol, ℓ = 6", unit, CACHE, points)
+
+
+def levels(quick: bool) -> Iterator[Series]:
+    """The filter level at both ends."""
+    n = 500 if quick else 4000
+    for kind, title in CALLS.items():
+        points = [
+            Point(f"k = {k}", question(kind, published(8, k), n), n * 256.0) for k in (0, 4, 8)
+        ]
+        yield Series("filter level", f"{title}, q = 4, ℓ = 8", "ns a leaf", LEVELS, points)
+
+
+def arities(quick: bool) -> Iterator[Series]:
+    """As many rules whatever the arity; a rule of more children is more work in proportion."""
+    n = 200 if quick else 1000
+    shapes = ((2, 6), (3, 4), (4, 3), (8, 2))
+    for kind, title in CALLS.items():
+        points = []
+        for arity, depth in shapes:
+            grammar = hfilter.Grammar.log_normal(16, 1.0, 0, rules_per_symbol=16, arity=arity)
+            model = hfilter.TreeModel(grammar, depth)
+            units = nodes(model) if kind == "sample" else arity * updates(model)
+            points.append(Point(f"{arity}", question(kind, model, n), n * units))
+        unit = "ns a node" if kind == "sample" else "ns a rule, node and child"
+        yield Series("arity", f"{title}, q = 16, 16 rules a symbol", unit, ARITY, points)
+
+
+def row_counts(quick: bool) -> Iterator[Series]:
+    """Time per sequence; the near point is a batch that still fits a cache."""
+    largest = {"sample": 7, "root": 7, "beliefs": 6}
+    for kind, title in CALLS.items():
+        points = []
+        for power in range(3, (5 if quick else largest[kind]) + 1):
+            n = 10**power
+            points.append(Point(f"n = 1e{power}", question(kind, published(4), n), float(n)))
+        yield Series("rows", f"{title}, q = 4, ℓ = 4", "ns a sequence", FLAT, points)
+
+
+def memory(quick: bool) -> Iterator[dict[str, Any]]:
+    """Peak memory beyond what goes in and comes out, at n rows and at ten times as many."""
+    n = 50_000 if quick else 200_000
+    for kind in PEAKS:
+        near, far = peak_of(kind, n), peak_of(kind, 10 * n)
+        for rows, found in ((n, near), (10 * n, far)):
+            yield {
+                "case": "scales", "series": "peak memory", "question": f"{PEAKS[kind]}, q = 4, ℓ = 4",
+                "unit": "MB beyond input and output", "at": f"n = {rows:.0e}".replace("e+0", "e"),
+                "value": found / 1e6, "ratio": (found - near) / 1e6, "quartiles": None,
+                "bound": GROWTH / 1e6, "met": found - near <= GROWTH,
+            }  # fmt: skip
+
+
+def torch_beside(quick: bool) -> Iterator[dict[str, Any]]:
+    """A torch step where hfilter's threads have run, or are running, over one where neither is so."""
+    seconds, rounds = (0.05, 3) if quick else (0.25, 9)
+    for threads in (1, 2):
+        with TorchChild(threads) as without, TorchChild(threads) as beside:
+            for work in ("matrix product", "encoder step"):
+
+                def ask(child: TorchChild, do: str, work: str = work) -> Callable[[], float]:
+                    return lambda: child.ask(do, work, seconds)
+
+                name = f"torch {work}, {threads} thread{'s' * (threads > 1)}"
+                pairs = {"after calls on 2 threads": (ask(without, "alone"), ask(beside, "after"))}
+                if threads < len(os.sched_getaffinity(0)):  # a core for the neighbour
+                    pairs["during sampling on 1 thread, against during another matrix product"] = (
+                        ask(without, "during torch"), ask(beside, "during")
+                    )  # fmt: skip
+                for at, (a, b) in pairs.items():
+                    times, ratios = in_turn([a, b], rounds)
+                    yield row("torch beside hfilter", name, "ms a step", at,
+                              [1e3 * t for t in times[1]], ratios[1], THREADS)  # fmt: skip
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few seconds: small sizes")
+    parser.add_argument("--only", default="", help="series whose name contains this")
+    options = parser.parse_args()
+    everywhere = os.sched_getaffinity(0)
+    rounds, seconds = (3, 0.005) if options.quick else (7, 0.03)
+    makers = {
+        "depth": depths, "alphabet": alphabets, "filter level": levels, "arity": arities, "rows": row_counts,
+    }  # fmt: skip
+    os.sched_setaffinity(0, {max(everywhere)})
+    for name, make in makers.items():
+        for series in make(options.quick) if options.only in name else ():
+            for found in rows_of(series, rounds, seconds):
+                print(json.dumps(found, ensure_ascii=False), flush=True)
+            series.points.clear()
+            gc.collect()
+    os.sched_setaffinity(0, everywhere)
+    for name, found_by in (("peak memory", memory), ("torch beside hfilter", torch_beside)):
+        for found in found_by(options.quick) if options.only in name else ():
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
