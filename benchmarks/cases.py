@@ -144,7 +144,7 @@ def main_cases(quick: bool) -> list[Case]:
         for masked in (0.0, 0.2)
     ]  # fmt: skip
     if quick:
-        kept = {"sample", "beliefs-published", "root-published", "mlm-published", "beagle-0.2"}
+        kept = {"sample", "beliefs-published", "root-published", "beagle-0.2"}
         cases = [replace(c, quick=True, groups=tuple(g for g in c.groups if g != "numba"))
                  for c in cases if c.name in kept]  # fmt: skip
     return cases
