@@ -182,7 +182,8 @@ def scales(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         lines += [f"Measured by itself: {', '.join(f'{k} {v}' for k, v in about.items())}.", ""]
     lines += [
         "hfilter on one thread of one core, the points of a line in turn. The ratio is that of the worst point",
-        "to the first named; of memory, the megabytes that ten times the rows take more.",
+        "to the first named; of memory, the megabytes that ten times the rows take more; of torch's steps, best",
+        "against best (in brackets the rounds, which tell how busy the machine was).",
         "",
         "| what grows | question | unit | points | ratio (quartiles) | bound | |",
         "|---|---|---|---|---:|---:|---|",

@@ -141,8 +141,9 @@ def published(depth: int, filter_level: int = 0) -> hfilter.TreeModel:
 
 def depths(quick: bool) -> Iterator[Series]:
     """The same number of leaves in ever deeper trees; then one tree a call."""
-    chosen = (10, 12, 14) if quick else (10, 14, 16, 18, 20)
-    for kind, title in CALLS.items():
+    chosen = (10, 12, 14) if quick else (10, 15, 20)
+    for kind in ("sample", "tokens", "beliefs"):
+        title = CALLS[kind]
         points = []
         for d in chosen:
             n = (1 << (18 if quick else 24)) >> d
@@ -215,8 +216,8 @@ def memory(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def torch_beside(_quick: bool) -> Iterator[dict[str, Any]]:
-    """A torch step where hfilter's threads have run, or are running, over one where that is not so."""
-    seconds, rounds = 0.25, 9
+    """A torch step where hfilter's threads have run, or are running, over one where that is not so: best of all."""
+    seconds, rounds = 0.15, 7
     for threads in (1, 2):
         with TorchChild(threads) as without, TorchChild(threads) as beside:
             for work in ("matrix product", "encoder step"):
@@ -233,8 +234,13 @@ def torch_beside(_quick: bool) -> Iterator[dict[str, Any]]:
                 for question, first, second, a, b in pairs:
                     times, ratios = in_turn([a, b], rounds)
                     series = Series("torch beside hfilter", question, "ms a step", THREADS)
-                    yield row(series, first, 1e3 * statistics.median(times[0]), None, THREADS)
-                    yield row(series, second, 1e3 * statistics.median(times[1]), ratios[1], THREADS)
+                    best = [
+                        min(own) for own in times
+                    ]  # two threads wait long on a core that is taken
+                    found = row(series, second, 1e3 * best[1], ratios[1], THREADS)
+                    ratio = best[1] / best[0]
+                    yield row(series, first, 1e3 * best[0], None, THREADS)
+                    yield found | {"ratio": ratio, "met": ratio <= THREADS}
 
 
 def main() -> None:
@@ -244,14 +250,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="series whose name contains this")
     options = parser.parse_args()
     everywhere = os.sched_getaffinity(0)
-    rounds, seconds = (3, 0.005) if options.quick else (7, 0.03)
+    rounds, seconds = (3, 0.005) if options.quick else (5, 0.02)
     makers = {
         "depth": depths, "alphabet": alphabets, "filter level": levels, "arity": arities, "rows": row_counts,
     }  # fmt: skip
     os.sched_setaffinity(0, {max(everywhere)})
     for name, make in makers.items():
         for series in make(options.quick) if options.only in name else ():
-            for found in rows_of(series, rounds, seconds):
+            few = 3 if name == "depth" else rounds
+            for found in rows_of(series, few, seconds):
                 print(json.dumps(found, ensure_ascii=False), flush=True)
             series.points.clear()
             gc.collect()
