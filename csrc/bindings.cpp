@@ -117,7 +117,7 @@ class Model {
         if (!args.tokens || args.value_bytes != 4 || size.powers == 0) return;
         const std::lock_guard<std::mutex> lock(table_mutex_);
         if (table_powers_.empty()) {
-            if (args.n < size.powers / 4) return;
+            if (args.n * nodes(c_.depth) < 4 * size.powers) return; // leaves there are against entries to compute
             std::vector<float> values(static_cast<size_t>(size.values));
             std::vector<int32_t> powers(static_cast<size_t>(size.powers));
             if (hf_fill_table(backend, &c_, values.data(), powers.data()) != HF_OK) return;

@@ -102,9 +102,9 @@ int32_t over_threads(int64_t n, int64_t block, size_t scratch_bytes, int32_t num
     return failed && next < blocks ? HF_OUT_OF_MEMORY : HF_OK;
 }
 
-constexpr size_t kWideScratchLimit = size_t(64) << 20; // beyond it one lane at a time: memory stays bounded
-constexpr int64_t kBlockWork = 1 << 18;                // rule updates a block of rows should have
-constexpr int64_t kSmallWork = 1 << 20;                // and those below which starting a thread takes longer
+constexpr size_t kWideScratchLimit = size_t(256) << 20; // beyond it one lane at a time: memory stays bounded
+constexpr int64_t kBlockWork = 1 << 18;                 // rule updates a block of rows should have
+constexpr int64_t kSmallWork = 1 << 20;                 // and those below which starting a thread takes longer
 
 // Rough cost of drawing one row: a node costs about as much as this many rule updates.
 int64_t draw_cost(const hf_model& m) {

@@ -28,9 +28,10 @@ from ..logspace import choose_logspace, infer_logspace
 from ..runners import ROW_NAN, Backend
 from ..tree import TreeStructure, computed_once
 
-__all__ = ["Door", "present", "runner_for"]
+__all__ = ["LANES", "Door", "present", "runner_for"]
 
 Array = NDArray[Any]
+LANES = 16  # rows that go through a kernel together: never fewer, however deep the tree
 
 
 class Door(TreeStructure):
@@ -91,7 +92,7 @@ class Door(TreeStructure):
     ) -> None:  # fmt: skip
         if n == 0:
             return
-        rows = max(1, runner.block_work // self._row_cost)
+        rows = max(LANES, runner.block_work // self._row_cost)
         if n <= rows:
             self._run_block(runner, threads, kernel_layout(self, evidence), n, kind, out, 0)
             return
@@ -146,7 +147,7 @@ class Door(TreeStructure):
         self, evidence: Evidence, n: int, kind: np.dtype[Any], trees: Trees, runner: Backend, threads: int
     ) -> None:  # fmt: skip
         """Fill `trees` for n rows."""
-        rows = max(1, runner.block_work // (self._row_cost * (1 + 2 * trees.per_row)))
+        rows = max(LANES, runner.block_work // (self._row_cost * (1 + 2 * trees.per_row)))
         for begin in range(0, n, rows):  # short calls: Python sees Ctrl-C between them
             end = min(begin + rows, n)
             part = kernel_layout(self, evidence.rows(slice(begin, end)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .contexts import Contexts
 from .counts import Counts
+from .joints import Joints
 from .posteriors import Posteriors
 from .sampling import Sampling
 from .trees import WholeTrees
@@ -11,7 +12,7 @@ from .trees import WholeTrees
 __all__ = ["TreeModel"]
 
 
-class TreeModel(Sampling, Posteriors, Contexts, WholeTrees, Counts):
+class TreeModel(Sampling, Posteriors, Contexts, WholeTrees, Counts, Joints):
     """A grammar at a depth and a filter level: samples trees, and answers exactly what generated them.
 
     Parameters

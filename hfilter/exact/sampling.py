@@ -10,7 +10,7 @@ from ..arrays import allocate, to_device
 from ..checks import check_int, check_seed
 from ..evidence import check_levels, check_out, check_roots
 from ..results import Sample
-from .door import Array, Door, present, runner_for
+from .door import LANES, Array, Door, present, runner_for
 
 
 class Sampling(Door):
@@ -86,7 +86,7 @@ class Sampling(Door):
                     "draw it in ranges, with start=",
                 )
             )  # fmt: skip
-        rows = max(1, runner.block_work // self._row_cost)
+        rows = max(LANES, runner.block_work // self._row_cost)
         for begin in range(0, n, rows):  # short calls: Python sees Ctrl-C between them
             part = slice(begin, min(begin + rows, n))
             runner.sample(
