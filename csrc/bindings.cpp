@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "hfilter.h"
+#include "packed_model.hpp"
 
 #define HF_NAMESPACE hf_bindings
 #include "philox.hpp"
@@ -21,158 +21,6 @@
 namespace py = pybind11;
 
 namespace {
-
-// A borrowed C-contiguous buffer of one of a few element types.
-class View {
-  public:
-    View() = default;
-    View(const py::handle& object, const char* formats, bool writable, const char* name) {
-        const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-        if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) throw py::error_already_set();
-        held_ = true;
-        const char* format = buffer_.format ? buffer_.format : "B";
-        if (*format == '=' || *format == '<' || *format == '@') ++format;
-        if (std::strlen(format) != 1 || !std::strchr(formats, *format))
-            throw std::invalid_argument(std::string(name) + ": element type '" + format + "', wanted one of '" +
-                                        formats + "'");
-    }
-    View(View&& other) noexcept : buffer_(other.buffer_), held_(other.held_) { other.held_ = false; }
-    View(const View&) = delete;
-    View& operator=(const View&) = delete;
-    View& operator=(View&&) = delete;
-    ~View() {
-        if (held_) PyBuffer_Release(&buffer_);
-    }
-    template <class T> T* data() const { return held_ ? static_cast<T*>(buffer_.buf) : nullptr; }
-    int64_t size() const { return held_ ? buffer_.len / buffer_.itemsize : 0; }
-    int32_t itemsize() const { return held_ ? static_cast<int32_t>(buffer_.itemsize) : 0; }
-
-  private:
-    Py_buffer buffer_{};
-    bool held_ = false;
-};
-
-View view(const py::handle& object, const char* formats, bool writable, int64_t size, const char* name) {
-    if (object.is_none()) return View();
-    View v(object, formats, writable, name);
-    if (v.size() != size)
-        throw std::invalid_argument(std::string(name) + ": " + std::to_string(v.size()) + " elements, wanted " +
-                                    std::to_string(size));
-    return v;
-}
-
-View required(const py::handle& object, const char* formats, int64_t size, const char* name) {
-    if (object.is_none()) throw std::invalid_argument(std::string(name) + " is required");
-    return view(object, formats, false, size, name);
-}
-
-int64_t power(int64_t base, int exponent) {
-    int64_t p = 1;
-    for (int i = 0; i < exponent; ++i) p *= base;
-    return p;
-}
-
-// A packed model: the C struct and the arrays it points into.
-class Model {
-  public:
-    explicit Model(const py::dict& d) {
-        const auto integer = [&](const char* key) { return py::cast<int32_t>(d[key]); };
-        c_.abi_version = HF_ABI_VERSION;
-        c_.arity = integer("arity");
-        c_.depth = integer("depth");
-        c_.filter_level = integer("filter_level");
-        if (c_.arity < 2 || c_.arity > HF_MAX_ARITY || c_.depth < 1 || c_.depth >= 63 || c_.filter_level < 0 ||
-            c_.filter_level > c_.depth)
-            throw std::invalid_argument("arity, depth or filter_level out of range");
-        c_.alphabets = keep<int32_t>(d["alphabets"], "i", c_.depth + 1, "alphabets");
-        const int64_t q0 = c_.alphabets[0];
-        const int k = c_.filter_level;
-        c_.prior_bits = integer("prior_bits");
-        c_.prior32 = keep<float>(d["prior32"], "f", q0, "prior32");
-        c_.prior64 = keep<double>(d["prior64"], "d", q0, "prior64");
-        c_.prior_cuts = keep<uint32_t>(d["prior_cuts"], "IL", int64_t(1) << c_.prior_bits, "prior_cuts");
-        c_.star_bits = integer("star_bits");
-        if (k > 0) {
-            const int64_t n = power(c_.arity, k);
-            c_.star32 = keep<float>(d["star32"], "f", n * q0 * c_.alphabets[k], "star32");
-            c_.star64 = keep<double>(d["star64"], "d", n * q0 * c_.alphabets[k], "star64");
-            c_.star_cuts = keep<uint32_t>(d["star_cuts"], "IL", n * (q0 << c_.star_bits), "star_cuts");
-        }
-        c_.tiny32 = py::cast<float>(d["tiny32"]);
-        c_.tiny64 = py::cast<double>(d["tiny64"]);
-        c_.slack32 = integer("slack32");
-        c_.slack64 = integer("slack64");
-        c_.n_counts = integer("n_counts");
-        const py::list levels = d["levels"];
-        if (static_cast<int32_t>(levels.size()) != c_.depth) throw std::invalid_argument("levels: one table per level");
-        const int32_t* first_counts = keep<int32_t>(d["first_counts"], "i", c_.depth, "first_counts");
-        for (int i = 0; i < c_.depth; ++i) levels_.push_back(level(levels[static_cast<size_t>(i)], i, first_counts[i]));
-        c_.levels = levels_.data();
-    }
-    const hf_model& c() const { return c_; }
-
-    // The table of small subtrees, computed by the first call that is large enough to be worth it.
-    void lend_table(const hf_backend* backend, hf_infer_args& args) {
-        const hf_table_size size = backend->table_size(&c_);
-        if (!args.tokens || args.value_bytes != 4 || size.powers == 0) return;
-        const std::lock_guard<std::mutex> lock(table_mutex_);
-        if (table_powers_.empty()) {
-            if (args.n * nodes(c_.depth) < 4 * size.powers) return; // leaves there are against entries to compute
-            std::vector<float> values(static_cast<size_t>(size.values));
-            std::vector<int32_t> powers(static_cast<size_t>(size.powers));
-            if (hf_fill_table(backend, &c_, values.data(), powers.data()) != HF_OK) return;
-            table_values_ = std::move(values);
-            table_powers_ = std::move(powers);
-        }
-        args.table_values = table_values_.data();
-        args.table_powers = table_powers_.data();
-    }
-    int64_t nodes(int d) const { return power(c_.arity, d); }
-    int64_t alphabet(int d) const { return c_.alphabets[d]; }
-
-  private:
-    template <class T> const T* keep(const py::handle& object, const char* formats, int64_t size, const char* name) {
-        views_.push_back(required(object, formats, size, name));
-        return views_.back().data<T>();
-    }
-
-    hf_level level(const py::dict& d, int i, int32_t first_count) {
-        hf_level l{};
-        l.n_parents = c_.alphabets[i];
-        l.n_symbols = c_.alphabets[i + 1];
-        l.n_rules = py::cast<int32_t>(d["n_rules"]);
-        l.cut_bits = py::cast<int32_t>(d["cut_bits"]);
-        l.first_count = first_count;
-        if (i >= c_.filter_level && (first_count < 0 || first_count > c_.n_counts - l.n_rules))
-            throw std::invalid_argument("first_counts: past the end");
-        const int64_t padded = int64_t(l.n_parents) << l.cut_bits;
-        l.first = keep<int32_t>(d["first"], "i", l.n_parents + 1, "first");
-        l.children = keep<int32_t>(d["children"], "i", int64_t(l.n_rules) * c_.arity, "children");
-        l.prob32 = keep<float>(d["prob32"], "f", l.n_rules, "prob32");
-        l.prob64 = keep<double>(d["prob64"], "d", l.n_rules, "prob64");
-        l.cuts = keep<uint32_t>(d["cuts"], "IL", padded, "cuts");
-        l.picks = keep<uint32_t>(d["picks"], "IL", padded * c_.arity, "picks");
-        // Indices that the kernels follow without asking.
-        if (l.first[0] != 0 || l.first[l.n_parents] != l.n_rules)
-            throw std::invalid_argument("first: does not span the rules");
-        for (int a = 0; a < l.n_parents; ++a)
-            if (l.first[a] > l.first[a + 1]) throw std::invalid_argument("first: not sorted");
-        for (int64_t j = 0; j < int64_t(l.n_rules) * c_.arity; ++j)
-            if (l.children[j] < 0 || l.children[j] >= l.n_symbols)
-                throw std::invalid_argument("children: symbol out of range");
-        for (int64_t j = 0; j < padded * c_.arity; ++j)
-            if (l.picks[j] >= static_cast<uint32_t>(l.n_symbols))
-                throw std::invalid_argument("picks: symbol out of range");
-        return l;
-    }
-
-    hf_model c_{};
-    std::mutex table_mutex_;
-    std::vector<float> table_values_;
-    std::vector<int32_t> table_powers_;
-    std::vector<hf_level> levels_;
-    std::vector<View> views_;
-};
 
 const hf_backend* find_backend(const std::string& name) {
     for (int32_t i = 0; i < hf_backend_count(); ++i)
@@ -247,6 +95,24 @@ struct Question {
     static int64_t leaves(const Model& model) { return model.nodes(model.c().depth); }
 };
 
+// Arrays of the levels' entries, one per level or None.
+struct Levels {
+    std::vector<View> views;
+    std::vector<void*> pointers;
+
+    Levels(const Model& model, const py::list& arrays, int64_t n, const char* value, bool writable, const char* name) {
+        const int depth = model.c().depth, k = model.c().filter_level;
+        if (static_cast<int32_t>(arrays.size()) != depth + 1)
+            throw std::invalid_argument(std::string(name) + ": one entry per level, root included");
+        for (int d = 0; d <= depth; ++d) {
+            const py::object o = arrays[static_cast<size_t>(d)];
+            if (!o.is_none() && d > 0 && d < k) throw std::invalid_argument(std::string(name) + ": no such level");
+            views.push_back(view(o, value, writable, n * model.nodes(d) * model.alphabet(d), name));
+            pointers.push_back(views.back().data<void>());
+        }
+    }
+};
+
 void infer(const std::string& isa, Model& model, int64_t n, const py::object& tokens, const py::object& mask,
            const py::object& log_fields, int32_t value_bytes, const py::object& log_evidence, const py::object& root,
            const py::list& beliefs, const py::object& leave_one_out, const py::object& counts,
@@ -257,8 +123,6 @@ void infer(const std::string& isa, Model& model, int64_t n, const py::object& to
     Question question(model, n, tokens, mask, log_fields, value_bytes, log_evidence, status);
     const char* value = question.value();
     const int k = m.filter_level;
-    if (static_cast<int32_t>(beliefs.size()) != m.depth + 1)
-        throw std::invalid_argument("beliefs: one entry per level, root included");
     if (window < 0 || window > m.depth) throw std::invalid_argument("window: no level of the tree");
     const View root_view = view(root, value, true, n * model.alphabet(0), "root");
     const View one_out_view =
@@ -267,17 +131,11 @@ void infer(const std::string& isa, Model& model, int64_t n, const py::object& to
     const View pair_view = view(star_pairs, value, true,
                                 k > 0 ? n * model.nodes(k) * model.alphabet(0) * model.alphabet(k) : -1, "star_pairs");
     const View law_view = view(laws, value, false, model.nodes(window) * model.alphabet(window), "laws");
-    std::vector<View> views;
-    std::vector<void*> pointers;
-    for (int d = 0; d <= m.depth; ++d) {
-        const py::object o = beliefs[static_cast<size_t>(d)];
-        if (!o.is_none() && (d == 0 || d < k)) throw std::invalid_argument("beliefs: level does not exist");
-        views.push_back(view(o, value, true, n * model.nodes(d) * model.alphabet(d), "beliefs"));
-        pointers.push_back(views.back().data<void>());
-    }
+    const Levels levels(model, beliefs, n, value, true, "beliefs");
+    if (levels.pointers[0]) throw std::invalid_argument("beliefs: the root's is `root`");
     hf_infer_args& args = question.args;
     args.root = root_view.data<void>();
-    args.beliefs = pointers.data();
+    args.beliefs = levels.pointers.data();
     args.leave_one_out = one_out_view.data<void>();
     args.counts = count_view.data<void>();
     args.star_pairs = pair_view.data<void>();
@@ -316,6 +174,44 @@ void choose(const std::string& isa, Model& model, int64_t n, const py::object& t
         const py::gil_scoped_release release;
         args.evidence = question.args;
         result = hf_choose(backend, &m, &args, num_threads);
+    }
+    check(result);
+}
+
+// What is known is (tokens, mask, log_fields); directions are (levels, rules, channels), where they go
+// (log_evidence, root, levels, counts, star_pairs).
+void tangent(const std::string& isa, Model& model, int64_t n, const py::tuple& known, int32_t value_bytes,
+             const py::tuple& directions, const py::tuple& derivatives, const py::object& status, int32_t num_threads) {
+    const hf_backend* backend = find_backend(isa);
+    const hf_model& m = model.c();
+    Question question(model, n, known[0], known[1], known[2], value_bytes, py::none(), status);
+    const char* value = question.value();
+    const int64_t q0 = model.alphabet(0), star = m.filter_level > 0
+                                                     ? n * model.nodes(m.filter_level) * q0 *
+                                                           model.alphabet(m.filter_level)
+                                                     : -1;
+    const Levels level_rates(model, directions[0], n, value, false, "level_rates");
+    const View rule_rates = view(directions[1], value, false, n * m.n_counts, "rule_rates");
+    const View channel_rates = view(directions[2], value, false, star, "channel_rates");
+    const View log_evidence = view(derivatives[0], "d", true, n, "log_evidence");
+    const View root = view(derivatives[1], value, true, n * q0, "root");
+    const Levels levels(model, derivatives[2], n, value, true, "levels");
+    const View counts = view(derivatives[3], value, true, n * m.n_counts, "counts");
+    const View pairs = view(derivatives[4], value, true, star, "star_pairs");
+    hf_tangent_args args{};
+    args.evidence = question.args;
+    args.evidence.counts = counts.data<void>();
+    args.evidence.star_pairs = pairs.data<void>();
+    args.level_rates = level_rates.pointers.data();
+    args.rule_rates = rule_rates.data<const void>();
+    args.channel_rates = channel_rates.data<const void>();
+    args.log_evidence = log_evidence.data<double>();
+    args.root = root.data<void>();
+    args.levels = levels.pointers.data();
+    int32_t result;
+    {
+        const py::gil_scoped_release release;
+        result = hf_tangent(backend, &m, &args, num_threads);
     }
     check(result);
 }
@@ -409,6 +305,9 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
                py::arg("beliefs"), py::arg("leave_one_out"), py::arg("counts"), py::arg("star_pairs"),
                py::arg("causal"), py::arg("window"), py::arg("laws"), py::arg("status"), py::arg("num_threads"),
                "Exact posteriors of n rows.");
+    module.def("tangent", &tangent, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("known"),
+               py::arg("value_bytes"), py::arg("directions"), py::arg("derivatives"), py::arg("status"),
+               py::arg("num_threads"), "Derivatives of the posteriors of n rows along directions.");
     module.def("choose", &choose, py::arg("isa"), py::arg("model"), py::arg("n"), py::arg("tokens"), py::arg("mask"),
                py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("log_weight"),
                py::arg("n_samples"), py::arg("seed"), py::arg("start"), py::arg("levels"), py::arg("status"),

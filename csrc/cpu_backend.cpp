@@ -11,6 +11,7 @@
 
 #include "cpu_choose.hpp"
 #include "cpu_infer.hpp"
+#include "cpu_tangent.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
@@ -92,6 +93,27 @@ void choose(const hf_model* m, const hf_choose_args* args, int64_t begin, int64_
     }
 }
 
+template <class P> size_t tangent_bytes(const hf_model& m, const hf_tangent_args& args) {
+    return static_cast<size_t>(TangentLayout<P>(m, args).size) * sizeof(typename P::V);
+}
+
+size_t tangent_scratch(const hf_model* m, const hf_tangent_args* args, int32_t narrow) {
+    if (args->evidence.value_bytes == 4)
+        return narrow ? tangent_bytes<Pack<float, 1>>(*m, *args) : tangent_bytes<Pack<float, kLanes32>>(*m, *args);
+    return narrow ? tangent_bytes<Pack<double, 1>>(*m, *args) : tangent_bytes<Pack<double, kLanes64>>(*m, *args);
+}
+
+void tangent(const hf_model* m, const hf_tangent_args* args, int64_t begin, int64_t end, int32_t narrow,
+             void* scratch) {
+    if (args->evidence.value_bytes == 4) {
+        if (narrow) tangent_rows<Pack<float, 1>>(*m, *args, begin, end, scratch);
+        else tangent_rows<Pack<float, kLanes32>>(*m, *args, begin, end, scratch);
+    } else {
+        if (narrow) tangent_rows<Pack<double, 1>>(*m, *args, begin, end, scratch);
+        else tangent_rows<Pack<double, kLanes64>>(*m, *args, begin, end, scratch);
+    }
+}
+
 hf_table_size table_size(const hf_model* m) {
     const TableShape shape(*m);
     if (shape.height == 0) return {0, 0};
@@ -117,8 +139,6 @@ void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
 
 extern "C" __attribute__((visibility("hidden"))) const hf_backend* HF_JOIN(hf_backend_, HF_ISA)(void) {
     using namespace HF_NAMESPACE;
-    static const hf_backend table = {
-        HF_ABI_VERSION, HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample,       infer,
-        choose,         kLanes32,          kLanes64,       table_size,    fill_scratch, fill};
+    static const hf_backend table = {HF_ABI_VERSION, HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample, infer, choose, tangent_scratch, tangent, kLanes32, kLanes64, table_size, fill_scratch, fill};
     return &table;
 }

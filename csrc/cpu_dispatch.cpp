@@ -213,6 +213,23 @@ int32_t hf_choose(const hf_backend* b, const hf_model* m, const hf_choose_args* 
     });
 }
 
+int32_t hf_tangent(const hf_backend* b, const hf_model* m, const hf_tangent_args* args, int32_t num_threads) {
+    if (!usable(b, m) || !args || !usable(m, &args->evidence) || !args->level_rates || !args->levels)
+        return HF_BAD_ARGUMENT;
+    const hf_infer_args& evidence = args->evidence;
+    if (evidence.n == 0) return HF_OK;
+    return guarded([&] {
+        const size_t wide = b->tangent_scratch(m, args, 0);
+        const int32_t narrow = wide > kWideScratchLimit || evidence.n == 1;
+        const int64_t cost = 5 * row_cost(*m); // a rule is walked upward, for the rates twice, downward twice
+        const int32_t threads = evidence.n <= kSmallWork / cost ? 1 : num_threads;
+        const int32_t lanes = evidence.value_bytes == 4 ? b->lanes32 : b->lanes64;
+        return over_threads(
+            evidence.n, block_rows(cost, lanes), narrow ? b->tangent_scratch(m, args, 1) : wide, threads,
+            [&](int64_t begin, int64_t end, void* scratch) { b->tangent(m, args, begin, end, narrow, scratch); });
+    });
+}
+
 int32_t hf_fill_table(const hf_backend* b, const hf_model* m, float* values, int32_t* powers) {
     if (!usable(b, m) || !values || !powers) return HF_BAD_ARGUMENT;
     return guarded([&] {

@@ -113,6 +113,20 @@ typedef struct hf_choose_args {
     double* log_weight;  // (n): ln P(tree, evidence) of the most probable one, or null
 } hf_choose_args;
 
+// Derivatives of posteriors along directions: `evidence` says what is known, and of its outputs `counts` and
+// `star_pairs` receive the derivatives of what they are called (root, beliefs and the others are not used).
+typedef struct hf_tangent_args {
+    hf_infer_args evidence;
+    // Directions, of the value type: rates of the logarithm of evidence; null = zero.
+    const void* const* level_rates; // (depth + 1): for every symbol of the nodes of a level, (n, arity^d, q_d)
+    const void* rule_rates;         // (n, n_counts): of every rule's probability
+    const void* channel_rates;      // (n, arity^k, q_0, q_k): of the star's channels
+    // Derivatives; null = not wanted.
+    double* log_evidence; // (n)
+    void* root;           // (n, q_0)
+    void* const* levels;  // (depth + 1): of beliefs, (n, arity^d, q_d); [0] unused
+} hf_tangent_args;
+
 // How large such a table is for a model; 0 entries: it has none.
 typedef struct hf_table_size {
     int64_t values;
@@ -129,6 +143,8 @@ typedef struct hf_backend {
     void (*sample)(const hf_model*, const hf_sample_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     void (*infer)(const hf_model*, const hf_infer_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     void (*choose)(const hf_model*, const hf_choose_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
+    size_t (*tangent_scratch)(const hf_model*, const hf_tangent_args*, int32_t narrow);
+    void (*tangent)(const hf_model*, const hf_tangent_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     int32_t lanes32;
     int32_t lanes64;
     hf_table_size (*table_size)(const hf_model*);
@@ -147,6 +163,7 @@ int32_t hf_backend_supported(int32_t i); // 1 when this processor and operating 
 int32_t hf_sample(const hf_backend*, const hf_model*, const hf_sample_args*, int32_t num_threads);
 int32_t hf_infer(const hf_backend*, const hf_model*, const hf_infer_args*, int32_t num_threads);
 int32_t hf_choose(const hf_backend*, const hf_model*, const hf_choose_args*, int32_t num_threads);
+int32_t hf_tangent(const hf_backend*, const hf_model*, const hf_tangent_args*, int32_t num_threads);
 int32_t hf_fill_table(const hf_backend*, const hf_model*, float* values, int32_t* powers);
 
 #ifdef __cplusplus

@@ -64,6 +64,12 @@ template <class P> struct Range {
         constexpr typename P::Scalar low = Format<typename P::Scalar>::lowest_normal * (1 << 24);
         lost |= as_mask<P>(sum < splat<P>(low)) & as_mask<P>(sum > 0);
     }
+    // What is about to be divided by.
+    HF_INLINE void must_be_normal(typename P::V sum) {
+        const I gone = as_mask<P>(sum < splat<P>(Format<typename P::Scalar>::lowest_normal)) & as_mask<P>(sum > 0);
+        lost |= gone;
+        least_top = gone != 0 ? typename P::V{} : least_top;
+    }
     HF_INLINE void next_level() {
         spent += bias - worst;
         worst = splat_int<P>(bias);

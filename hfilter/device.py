@@ -65,8 +65,8 @@ def _tensor(memory: TorchMemory, name: str, x: Any) -> Any:
         )
     if x.requires_grad:
         raise ArgumentError(
-            f"{name} requires grad, but exact inference is not differentiable in this version: no "
-            "gradient would flow back; pass it with .detach()"
+            f"{name} requires grad, but no gradient flows back through this call: use log_evidence or posterior "
+            "of hfilter.differentiable, or pass it with .detach()"
         )
     return x
 

@@ -48,10 +48,10 @@ class Evidence:
 
     def map(self, change: Callable[[Array], Any]) -> Evidence:
         """The same with every array changed."""
-        arrays = (self.tokens, self.mask, self.log_fields)
-        return Evidence(
-            *(None if x is None else change(x) for x in arrays), self.causal, self.window
+        tokens, mask, fields = (
+            None if x is None else change(x) for x in (self.tokens, self.mask, self.log_fields)
         )
+        return Evidence(tokens, mask, fields, self.causal, self.window)
 
     def rows(self, index: Any) -> Evidence:
         """The evidence of some of the rows."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from ..arrays import allocate
+from ..arrays import Wrap, allocate
 from ..evidence import Outputs
 from .door import Array, Door, present
 
@@ -54,9 +55,9 @@ class Counts(Door):
         >>> round(float(model.expected_rule_counts(x).sum()), 3)  # 15 nodes in each of 1000 trees
         15000.0
         """
-        question = (leaves, mask, log_fields, dtype, backend, num_threads)
         if per_sequence:
-            out, wrap = self._ask(*question, **self._count_outputs())
+            question = (leaves, mask, log_fields, dtype, backend, num_threads)
+            out, wrap = self._ask(*question, **self._count_outputs)
             kernel = out.counts if out.counts is not None else present(out.star_pairs)
             full = allocate(
                 f"counts for n = {len(kernel)} rows", (len(kernel), self.grammar.n_rules), kernel.dtype,
@@ -66,16 +67,48 @@ class Counts(Door):
             return wrap(full)
         total = np.zeros(self.grammar.n_rules)
         given = leaves if log_fields is None else log_fields
-        wrap = None
+        found: Wrap | None = None
         for begin in range(0, max(len(given), 1), _ROWS):
             part = slice(begin, begin + _ROWS)
-            rows = tuple(None if x is None else x[part] for x in (leaves, mask, log_fields))
-            out, wrap = self._ask(*rows, dtype, backend, num_threads, **self._count_outputs())
+            tokens, hidden, fields = (
+                None if x is None else x[part] for x in (leaves, mask, log_fields)
+            )
+            question = (tokens, hidden, fields, dtype, backend, num_threads)
+            out, found = self._ask(*question, **self._count_outputs)
             sums = out.map(lambda x: x.sum(axis=0, dtype=np.float64, keepdims=True))
             total += self._all_counts(sums)[0]
-        return total if wrap is None else wrap(total)
+        return total if found is None else found(total)
 
-    def _count_outputs(self) -> dict[str, bool]:
+    def _moments(
+        self, leaves: Any, mask: Any, log_fields: Any, *, levels: Iterable[int], **options: Any
+    ) -> tuple[Any, ...]:
+        """First derivatives of the log-evidence: of the root's, the rules', the star's and the leaves' weights.
+
+        (root, counts with a column for every rule of the grammar, pairs or none, leaves, *levels), in the
+        caller's library. Rules above the filter level have no counts here: they act through the star.
+        """
+        question = (
+            leaves,
+            mask,
+            log_fields,
+            *(options[x] for x in ("dtype", "backend", "num_threads")),
+        )
+        kept = {self.depth, *levels}
+        out, wrap = self._ask(*question, root=True, levels=kept, **self._count_outputs)
+        root = present(out.root)
+        counts = out.counts
+        missing = self.grammar.n_rules - self.n_counts
+        if counts is None or missing:
+            full = np.zeros((len(root), self.grammar.n_rules), root.dtype)
+            if counts is not None:
+                full[:, missing:] = counts
+            counts = full
+        pairs = np.empty((len(root), 0), root.dtype) if out.star_pairs is None else out.star_pairs
+        beliefs = [present(out.beliefs[d]) for d in (self.depth, *levels)]
+        return tuple(wrap(x) for x in (root, counts, pairs, *beliefs))
+
+    @property
+    def _count_outputs(self) -> dict[str, Any]:
         """What the kernels are asked for: counts below the filter level, and what goes through the star."""
         return {"counts": self.n_counts > 0, "star_pairs": self.filter_level > 0}
 
