@@ -18,6 +18,8 @@ from contest import Result
 
 MARK = "<!-- written by make bench -->"
 SCALES = "### How cost grows"
+QUESTIONS = "### The other questions"
+HEADINGS = {"scales": SCALES, "questions": QUESTIONS}
 SERIES = {"n": "sequences in one call", "ℓ": "depth ℓ", "q": "alphabet q", "threads": "threads"}
 
 
@@ -201,6 +203,27 @@ def scales(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def questions(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Markdown of what questions.py found; `about` where it was measured apart from the rest."""
+    lines = [QUESTIONS, ""]
+    if about:
+        lines += [f"Measured by itself: {', '.join(f'{k} {v}' for k, v in about.items())}.", ""]
+    lines += [
+        "q = ℓ = 4, one thread each, processor time, in turn; torch in batches that fit a cache. Answers are held to",
+        "each other first. The last columns: our cost beside one `infer` of leaf beliefs from tokens, and its bound.",
+        "",
+        "| question | sequences/s | against torch | over it | in infers | bound | |",
+        "|---|---:|---|---:|---:|---:|---|",
+    ]
+    for r in rows:
+        bound, verdict = (
+            (f"≤ {r['bound']:g}", "met" if r["met"] else "**not met**") if r["bound"] else ("", "")
+        )
+        lines.append(f"| {r['question']} | {r['rate'] / 1e6:.2f} M | {r['peer']} | {r['ratio']:.1f} × "
+                     f"| {r['infers']:.2f} | {bound} | {verdict} |")  # fmt: skip
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------ files
 
 
@@ -214,11 +237,13 @@ def write(folder: Path, text: str, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def write_scales(folder: Path, text: str, rows: list[dict[str, Any]]) -> None:
-    """The section of scales.py alone, on the page and in results.jsonl; all else stays."""
+def write_section(folder: Path, text: str, name: str, rows: list[dict[str, Any]]) -> None:
+    """One section, scales or questions, on the page and in results.jsonl; all else stays."""
     page, data = folder / "README.md", folder / "results.jsonl"
-    page.write_text(f"{page.read_text().partition(SCALES)[0].rstrip()}\n\n{text}\n")
-    kept = [line for line in data.read_text().splitlines() if json.loads(line)["case"] != "scales"]
+    before, mark, after = page.read_text().partition(HEADINGS[name])
+    rest = after.partition("\n### ")[1:] if mark else ("", "")
+    page.write_text(f"{before.rstrip()}\n\n{text}\n" + "".join(rest))
+    kept = [line for line in data.read_text().splitlines() if json.loads(line)["case"] != name]
     kept += [json.dumps(row, ensure_ascii=False) for row in rows]
     data.write_text("".join(f"{line}\n" for line in kept))
 

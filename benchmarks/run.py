@@ -17,6 +17,7 @@ from peer_hfilter import about as versions
 from process import HERE, ONE_THREAD
 
 SCALES = "scales"
+QUESTIONS = "questions"
 GROUPS = ["hfilter", "torch", "jax", "numpy", "numba", "beagle"]
 
 
@@ -28,18 +29,20 @@ def main() -> int:
         "--write", action="store_true", help="rewrite README.md, results.jsonl, figures"
     )
     parser.add_argument(
-        "--only", default="", help=f"cases whose name contains this; {SCALES}: that section alone"
+        "--only",
+        default="",
+        help=f"cases whose name contains this; {SCALES} or {QUESTIONS}: that section alone",
     )
     parser.add_argument("--rounds", type=int, help="rounds of each case of the table")
     options = parser.parse_args()
     began = time.perf_counter()
-    if options.only == SCALES:
-        rows = _lines("scales.py", options.quick)
+    if options.only in (SCALES, QUESTIONS):
+        rows = _lines(f"{options.only}.py", options.quick)
         machine = report.machine() | versions()
-        text = report.scales(rows, machine)
+        text = getattr(report, options.only)(rows, machine)
         print(text)
         if options.write and rows:
-            report.write_scales(HERE, text, [row | machine for row in rows])
+            report.write_section(HERE, text, options.only, [row | machine for row in rows])
         print(f"{time.perf_counter() - began:.0f} s")
         return 0 if rows else 1
     rounds = options.rounds or (3 if options.quick else 11)
@@ -70,14 +73,19 @@ def main() -> int:
         missing = contest.missing
     training = [] if options.only else _lines("training.py", options.quick)
     scales = [] if options.only else _lines("scales.py", options.quick)
+    asked = [] if options.only else _lines("questions.py", options.quick)
     text = report.tables(results, training, machine, missing, wrong)
+    if asked:
+        text += "\n\n" + report.questions(asked, {})
     if scales:
         text += "\n\n" + report.scales(scales, {})
     print(text)
     if options.write and options.only:
         print("nothing is written: the page holds all cases or none")
     elif options.write:
-        report.write(HERE, text, [row | machine for row in [*(r.row for r in results), *scales]])
+        report.write(
+            HERE, text, [row | machine for row in [*(r.row for r in results), *asked, *scales]]
+        )
         report.figures(HERE.parent / "docs" / "figures", [r.row for r in results])
     print(f"{time.perf_counter() - began:.0f} s")
     return 1 if wrong else 0

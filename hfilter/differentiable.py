@@ -16,7 +16,7 @@ import numpy as np
 from .checks import check_int
 from .errors import ArgumentError, DTypeError, ShapeError
 from .exact import TreeModel
-from .functions import functions
+from .autograd import functions
 from .grammar import Grammar
 from .rules import RuleTable
 

@@ -42,7 +42,7 @@ LINES = (
     ("exact",),
     ("hfilter",),
     ("rates",),
-    ("functions",),
+    ("autograd",),
     ("differentiable", "oracles", "fit", "theory"),
     ("data",),
     ("learn",),
