@@ -90,7 +90,16 @@ def functions() -> Any:
         ) -> Any:  # fmt: skip
             ctx.model, ctx.known, ctx.how, ctx.kept = model, known, how, kept
             ctx.save_for_backward(fields, rules, channels, prior)
-            found = model._moments(*_detached(known, fields), levels=kept, **_how(how))
+            root, below, pairs, *beliefs = model._moments(
+                *_detached(known, fields), levels=kept, **_how(how)
+            )
+            # A column for every rule of the grammar: those above the filter level come first.
+            counts = root.new_zeros((len(root), model.grammar.n_rules))
+            if below is not None:
+                counts[:, model.grammar.n_rules - model.n_counts :] = below
+            if pairs is None:
+                pairs = root.new_zeros((len(root), 0))
+            found = (root, counts, pairs, *beliefs)
             ctx.mark_non_differentiable(*[x for x in found if x.numel() == 0])
             return found
 

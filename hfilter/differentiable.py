@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .autograd import functions
 from .checks import check_int
 from .errors import ArgumentError, DTypeError, ShapeError
 from .exact import TreeModel
-from .autograd import functions
 from .grammar import Grammar
 from .rules import RuleTable
 

@@ -84,8 +84,8 @@ class Counts(Door):
     ) -> tuple[Any, ...]:
         """First derivatives of the log-evidence: of the root's, the rules', the star's and the leaves' weights.
 
-        (root, counts with a column for every rule of the grammar, pairs or none, leaves, *levels), in the
-        caller's library. Rules above the filter level have no counts here: they act through the star.
+        (root, counts or None, pairs or None, leaves, *levels), in the caller's library. Counts have columns for
+        the rules below the filter level: those above it act through the star.
         """
         question = (
             leaves,
@@ -95,17 +95,9 @@ class Counts(Door):
         )
         kept = {self.depth, *levels}
         out, wrap = self._ask(*question, root=True, levels=kept, **self._count_outputs)
-        root = present(out.root)
-        counts = out.counts
-        missing = self.grammar.n_rules - self.n_counts
-        if counts is None or missing:
-            full = np.zeros((len(root), self.grammar.n_rules), root.dtype)
-            if counts is not None:
-                full[:, missing:] = counts
-            counts = full
-        pairs = np.empty((len(root), 0), root.dtype) if out.star_pairs is None else out.star_pairs
         beliefs = [present(out.beliefs[d]) for d in (self.depth, *levels)]
-        return tuple(wrap(x) for x in (root, counts, pairs, *beliefs))
+        every = (present(out.root), out.counts, out.star_pairs, *beliefs)
+        return tuple(None if x is None else wrap(x) for x in every)
 
     @property
     def _count_outputs(self) -> dict[str, Any]:
