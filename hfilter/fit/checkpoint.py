@@ -1,4 +1,4 @@
-"""The state of a fit in a file, so that it can go on where it stopped: a NumPy archive without pickles."""
+"""The state of a fit, and a file it is kept in so that it can go on: a NumPy archive without pickles."""
 
 from __future__ import annotations
 
@@ -19,36 +19,48 @@ from .parameters import Array
 __all__ = ["State", "read_state", "write_state"]
 
 _FORMAT = "hfilter-fit-1"
-_ARRAYS = ("theta", "prior", "best_theta", "best_prior")
+_ARRAYS = ("at", "best_at", "memory", "fallback")
 
 
 @dataclass
 class State:
-    """Where a fit stands: between an M-step and the next E-step, or done.
+    """Where a fit stands: before an E-step, or done.
+
+    A point is an array of all parameters: the rules' probabilities, then the root's law.
 
     Attributes
     ----------
+    at : ndarray, shape (size,)
+        The point to look at next.
+    best_at : ndarray, shape (size,)
+        That of the best restart that is done.
+    memory : ndarray, shape (0 … 2, size)
+        The points before, since the last extrapolation.
+    fallback : ndarray, shape (0 or 1, size)
+        If `at` was extrapolated: where to go on if it is no better.
+    step : float
+        How far an extrapolation may go.
     restart : int
         The one that runs; their number if all are done.
-    theta, prior : ndarray
-        Its parameters.
+    rejected : int
+        Its extrapolations that were no better.
     traces : list of list of float
-        The objective per sequence at each iteration, for every restart begun.
+        The objective per sequence at every point taken, for every restart begun.
     converged : list of bool
         For every restart that is done.
     best : int
         The best restart that is done; -1 if none is.
-    best_theta, best_prior : ndarray
-        Its parameters.
     log_likelihood : float
         Per sequence, of the best one.
     """
 
-    restart: int
-    theta: Array
-    prior: Array
-    best_theta: Array
-    best_prior: Array
+    at: Array
+    best_at: Array
+    memory: Array
+    fallback: Array
+    step: float = 1.0
+    restart: int = 0
+    rejected: int = 0
     traces: list[list[float]] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)
     best: int = -1
@@ -61,13 +73,14 @@ def write_state(path: str | os.PathLike[str], problem: dict[str, Any], state: St
         "format": _FORMAT,
         "problem": problem,
         "restart": state.restart,
+        "rejected": state.rejected,
         "lengths": [len(t) for t in state.traces],
         "converged": state.converged,
         "best": state.best,
     }
     arrays = {name: getattr(state, name) for name in _ARRAYS}
     arrays["traces"] = np.array([x for t in state.traces for x in t])
-    arrays["log_likelihood"] = np.array([state.log_likelihood])
+    arrays["numbers"] = np.array([state.step, state.log_likelihood])
     content = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(content, allow_pickle=False, header=text, **arrays)
@@ -75,7 +88,7 @@ def write_state(path: str | os.PathLike[str], problem: dict[str, Any], state: St
         file.write(content.getvalue())
 
 
-def read_state(path: str | os.PathLike[str], problem: dict[str, Any], n_rules: int) -> State | None:
+def read_state(path: str | os.PathLike[str], problem: dict[str, Any], size: int) -> State | None:
     """The state in a file, or None if there is no file.
 
     Raises
@@ -100,21 +113,16 @@ def read_state(path: str | os.PathLike[str], problem: dict[str, Any], n_rules: i
         if header["format"] != _FORMAT:
             raise ValueError("another format")
         found = header["problem"]
-        state = _restore(header, arrays, n_rules if found == problem else -1)
+        other = [key for key in problem if found.get(key) != problem[key]]
+        state = None if other else _restore(header, arrays, size)
     except (
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        IndexError,
-        OSError,
+        ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, OSError,
         zipfile.BadZipFile,
-    ) as error:
+    ) as error:  # fmt: skip
         raise DataError(
             f"{name} is not a checkpoint of hfilter.fit, or is damaged; delete it to begin anew"
         ) from error
-    if found != problem:
-        other = [key for key in problem if found.get(key) != problem[key]]
+    if state is None:
         raise ArgumentError(
             f"checkpoint {name} is of another fit: it differs in {', '.join(other)}; give another "
             "name, or delete it"
@@ -122,33 +130,26 @@ def read_state(path: str | os.PathLike[str], problem: dict[str, Any], n_rules: i
     return state
 
 
-def _restore(header: dict[str, Any], arrays: dict[str, Any], n_rules: int) -> State:
+def _restore(header: dict[str, Any], arrays: dict[str, Any], size: int) -> State:
     ends = np.cumsum([0, *(int(n) for n in header["lengths"])])
     values = arrays["traces"].tolist()
-    parts = [arrays[name] for name in _ARRAYS]
-    sizes_fit = all(
-        a.dtype == np.float64 and a.shape == b.shape and np.isfinite(a).all() and (a >= 0).all()
-        for a, b in ((parts[0], parts[2]), (parts[1], parts[3]))
-    )
-    restart, best = int(header["restart"]), int(header["best"])
-    done = len(header["converged"])
-    if (
-        not sizes_fit
-        or (n_rules >= 0 and parts[0].shape != (n_rules,))
-        or ends[-1] != len(values)
-        or restart != done
-        or not done <= len(header["lengths"]) <= done + 1
-        or best >= done
-    ):
+    parts = {name: arrays[name] for name in _ARRAYS}
+    for name, part in parts.items():
+        shape = (size,) if name in ("at", "best_at") else (len(part), size)
+        if part.dtype != np.float64 or part.shape != shape or not (part >= 0).all():
+            raise ValueError(f"{name} does not fit")
+    restart, best, done = int(header["restart"]), int(header["best"]), len(header["converged"])
+    begun = len(header["lengths"])
+    if ends[-1] != len(values) or restart != done or not done <= begun <= done + 1 or best >= done:
         raise ValueError("the parts do not fit together")
+    step, log_likelihood = arrays["numbers"].tolist()
     return State(
+        **parts,
+        step=step,
         restart=restart,
-        theta=parts[0],
-        prior=parts[1],
-        best_theta=parts[2],
-        best_prior=parts[3],
+        rejected=int(header["rejected"]),
         traces=[values[a:b] for a, b in itertools.pairwise(ends)],
         converged=[bool(x) for x in header["converged"]],
         best=best,
-        log_likelihood=float(arrays["log_likelihood"][0]),
+        log_likelihood=log_likelihood,
     )

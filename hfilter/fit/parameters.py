@@ -73,6 +73,10 @@ class Structure:
         theta[kept] = before[kept]
         return np.asarray(theta)
 
+    def starts(self) -> NDArray[np.intp]:
+        """Where each row begins in a point: those of the rules, then the root's law."""
+        return np.concatenate([self.first, [self.n_rules]])
+
     def draw(self, seed: int, restart: int) -> Array:
         """Uniform on the simplex for every parent: a function of (seed, restart)."""
         sequence = np.random.SeedSequence([_STREAM, seed, restart])
