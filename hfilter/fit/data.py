@@ -148,10 +148,27 @@ def _group(
 ) -> Group:
     rows, weights = tokens[index], given[index]
     if rows.shape[1] <= _MERGE_LEAVES:
-        rows, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-        counted = np.bincount(inverse.ravel(), weights=weights, minlength=len(rows))
-        weights = counted.astype(np.float64)
-        index = index[first]
+        order, first = _sort(rows)
+        weights = np.add.reduceat(weights[order], first)
+        index = index[order[first]]
+        rows = rows[order[first]]
     rows = np.ascontiguousarray(rows)
     total = float(weights.sum())
     return Group(root, rows, None if (weights == 1).all() else weights, index, total)
+
+
+def _sort(rows: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """An order in which equal rows stand together, and where each other row begins.
+
+    By eight bytes at a time: `np.unique` compares rows byte by byte, ten times slower.
+    """
+    n = len(rows)
+    content = rows.astype(rows.dtype.newbyteorder("<"), order="C").view(np.uint8).reshape(n, -1)
+    padded = np.zeros((n, -(-content.shape[1] // 8) * 8), np.uint8)
+    padded[:, : content.shape[1]] = content
+    keys = padded.view("<u8")
+    order = np.lexsort(keys.T)
+    keys = keys[order]
+    new = np.ones(n, bool)
+    new[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    return order, np.flatnonzero(new)

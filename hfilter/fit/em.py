@@ -91,8 +91,8 @@ def fit_grammar(
     init : Grammar, optional
         Start of restart 0. Without `structure` its rules are those allowed.
     restarts : int, optional
-        Starts; 5 by default, 1 with `init`. Those without `init` are drawn uniformly from the
-        simplex of every parent, as a function of (seed, number of the restart).
+        Starts; 5 by default, 1 with `init`. Those without `init` are drawn from a Dirichlet law of
+        parameter 20 for every parent, as a function of (seed, number of the restart).
     max_iterations : int
         E-steps of each restart after its first.
     tolerance : float
