@@ -202,6 +202,25 @@ def test_more_sequences_teach_more() -> None:
     assert (known.excess.mean(axis=1) < curve.excess[:2].mean(axis=1)).all()
 
 
+def test_nobody_is_judged_on_what_they_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TreeModel(Grammar.random_hierarchy(20, 5, depth=3, seed=0), 3)
+    given = []
+
+    def spy(leaves: np.ndarray, depth: int, **options: Any) -> Any:
+        given.append(leaves)
+        return fit_grammar(leaves, depth, max_iterations=0, restarts=1, **options)
+
+    monkeypatch.setattr("hfilter.fit.curve.fit_grammar", spy)
+    curve = learning_curve(
+        model, [5, 20], repeats=2, test_size=30, known_structure=True, num_threads=1
+    )
+    assert curve.sizes.tolist() == [5, 20]
+    assert [len(x) for x in given] == [5, 20] * 2
+    assert (given[0] == given[1][:5]).all(), "smaller sets are the first rows of larger ones"
+    rows = np.concatenate([model.sample(30, 0).leaves, given[1], given[3]])
+    assert len(np.unique(rows, axis=0)) == 70, "all different: two equal ones have chance 1e-9"
+
+
 def test_the_learner_may_know_more_or_less() -> None:
     model = TreeModel(Grammar.published(3, 1.0, 3), 2, filter_level=1)
     arguments: dict[str, Any] = {"repeats": 1, "test_size": 500, "num_threads": 1, "restarts": 1}

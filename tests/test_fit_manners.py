@@ -76,6 +76,17 @@ def test_weights_are_repetitions(shared: bool) -> None:
     assert weighted.n_sequences == times.sum()
 
 
+def test_many_rules_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, Any] = {"restarts": 1, "max_iterations": 3, **QUIET}
+    leaves = np.unique(TreeModel(Grammar.dense(6), 2).sample(300, 0).leaves, axis=0)
+    for weights in (None, np.linspace(1, 2, len(leaves))):
+        whole = fit_grammar(leaves, 2, weights=weights, **arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr("hfilter.fit.expectation._BLOCK", 17 * 216)
+            parts = fit_grammar(leaves, 2, weights=weights, **arguments)
+        assert np.abs(parts.grammar.tensor() - whole.grammar.tensor()).max() < 1e-13
+
+
 def test_acceleration_reaches_more_in_fewer_steps() -> None:
     fits = [fit_grammar(LEAVES, 2, restarts=3, accelerate=a, **QUIET) for a in (False, True)]
     assert sum(fits[1].n_iterations) < sum(fits[0].n_iterations)
@@ -137,6 +148,20 @@ def test_a_fit_goes_on_where_it_stopped(tmp_path: Path, accelerate: bool) -> Non
         again = fit_grammar(LEAVES, 2, checkpoint=path, progress=stop_after(1), **arguments)
         assert same(whole, again)
     assert {p.suffix for p in tmp_path.iterdir()} == {".npz"}, "nothing is left behind"
+
+
+def test_rejected_points_count_when_a_fit_goes_on(tmp_path: Path) -> None:
+    """What was tried in vain is iterations, too, and none of the trace."""
+    arguments: dict[str, Any] = {"restarts": 1, "max_iterations": 40, "num_threads": 1}
+    arguments |= {"shared": False, "filter_level": 1, "tolerance": 0.0}
+    told: list[Progress] = []
+    whole = fit_grammar(LEAVES, 2, progress=told.append, **arguments)
+    assert 38 <= told[-1].iteration <= 41
+    assert whole.n_iterations[0] < told[-1].iteration - 1, "some were rejected"
+    path = tmp_path / "c"
+    with pytest.raises(Stop):
+        fit_grammar(LEAVES, 2, checkpoint=path, progress=stop_after(38), **arguments)
+    assert same(whole, fit_grammar(LEAVES, 2, checkpoint=path, progress=False, **arguments))
 
 
 def test_a_fit_stopped_again_and_again_ends(tmp_path: Path) -> None:

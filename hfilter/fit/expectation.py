@@ -17,7 +17,7 @@ from .parameters import Array
 
 __all__ = ["Engine", "Expected"]
 
-_BLOCK = 2**21  # counts held at a time where rows have weights: 16 MB; fixed, as sums depend on it
+_BLOCK = 2**21  # counts held at a time: 16 MB; fixed, as the rounding of sums depends on it
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,15 @@ class Engine:
         return Expected(logs, rules, roots)
 
     def _rules(self, model: TreeModel, group: Group) -> Array:
-        if group.weights is None:
-            return np.asarray(model.expected_rule_counts(group.tokens, **self.options))
         total = np.zeros(model.grammar.n_rules)
         size = max(16, min(4096, _BLOCK // len(total)))
+        if group.weights is None and size == 4096:
+            return np.asarray(model.expected_rule_counts(group.tokens, **self.options))
         for begin in range(0, len(group.tokens), size):
             part = slice(begin, begin + size)
+            if group.weights is None:
+                total += model.expected_rule_counts(group.tokens[part], **self.options)
+                continue
             counts = model.expected_rule_counts(
                 group.tokens[part], per_sequence=True, **self.options
             )
