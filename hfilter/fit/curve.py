@@ -129,7 +129,17 @@ def learning_curve(
     test_size = check_int("test_size", test_size, 2)
     repeats = check_int("repeats", repeats, 1)
     seed = check_seed("seed", seed)
-    taken = {"roots", "root_prior", "structure", "depth", "init", "filter_level", "checkpoint", "mask", "weights"}
+    taken = {
+        "roots",
+        "root_prior",
+        "structure",
+        "depth",
+        "init",
+        "filter_level",
+        "checkpoint",
+        "mask",
+        "weights",
+    }
     if taken & options.keys():
         raise ArgumentError(
             f"{', '.join(sorted(taken & options.keys()))}: learning_curve sets that itself; "
