@@ -15,7 +15,7 @@ MODEL = TreeModel(Grammar.published(4, 1.0, 0), 3, 1)
 
 
 def scratch(dtype: np.dtype, lanes: int) -> flat.Lines:
-    at, _ = flat.messages(MODEL, dtype, dtype, lanes)
+    at, _ = flat.scratch(MODEL, dtype, dtype, lanes)
     scaling.begin_watch(1e-30, at.value, at.integer)
     return at
 

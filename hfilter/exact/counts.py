@@ -11,7 +11,9 @@ from ..arrays import Wrap, allocate
 from ..evidence import Outputs
 from .door import Array, Door, present
 
-_ROWS = 4096  # whose counts are held at a time; fixed, so that sums do not depend on anything else
+_HELD = (
+    1 << 22
+)  # counts held at a time: rows in blocks that depend on the model alone, and so do sums
 
 
 class Counts(Door):
@@ -68,8 +70,12 @@ class Counts(Door):
         total = np.zeros(self.grammar.n_rules)
         given = leaves if log_fields is None else log_fields
         found: Wrap | None = None
-        for begin in range(0, max(len(given), 1), _ROWS):
-            part = slice(begin, begin + _ROWS)
+        width = self.grammar.n_rules + self.n_classes * self.alphabets[
+            self.filter_level
+        ] * self.n_nodes(self.filter_level)
+        rows = max(16, _HELD // width)
+        for begin in range(0, max(len(given), 1), rows):
+            part = slice(begin, begin + rows)
             tokens, hidden, fields = (
                 None if x is None else x[part] for x in (leaves, mask, log_fields)
             )
