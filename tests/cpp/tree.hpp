@@ -161,7 +161,9 @@ inline void Tree::pack() {
                 for (int child : list[i < list.size() ? i : list.size() - 1]->children) p.picks.push_back(child);
         }
         levels.push_back({alphabets[d], alphabets[d + 1], static_cast<int32_t>(rules[d].size()), bits, p.first.data(),
-                          p.children.data(), p.prob32.data(), p.prob64.data(), p.cuts.data(), p.picks.data()});
+                          p.children.data(), p.prob32.data(), p.prob64.data(), p.cuts.data(), p.picks.data(),
+                          static_cast<int>(d) >= filter_level ? model.n_counts : -1});
+        if (static_cast<int>(d) >= filter_level) model.n_counts += levels.back().n_rules;
     }
     prior32.assign(prior.begin(), prior.end());
     model.prior_bits = bits_for(prior.size());
