@@ -94,7 +94,9 @@ def test_a_saved_grammar_serves_as_grammar() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("what", ["root", "leaves", "leave-one-out", "log-prob"])
+@pytest.mark.parametrize(
+    "what", ["root", "leaves", "leave-one-out", "next-token", "windowed", "log-prob"]
+)
 def test_infer_answers_as_the_library(
     what: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,8 @@ def test_infer_answers_as_the_library(
         "root": lambda: model.root_posterior(tokens, dtype=dtype),
         "leaves": lambda: model.infer(tokens, dtype=dtype).leaves,
         "leave-one-out": lambda: model.leave_one_out(tokens, dtype=dtype),
+        "next-token": lambda: model.next_token(tokens, dtype=dtype),
+        "windowed": lambda: model.windowed(tokens, 1, dtype=dtype),
         "log-prob": lambda: model.log_prob(tokens, dtype=dtype),
     }[what]()
     answer = np.load("a.npy", allow_pickle=False)

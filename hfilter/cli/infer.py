@@ -12,6 +12,7 @@ import numpy as np
 
 from hfilter import provenance
 from hfilter.backend import get_backend
+from hfilter.checks import check_int
 from hfilter.cli.options import (
     Formatter,
     add_backend,
@@ -46,6 +47,8 @@ logarithm of a likelihood of every symbol at every leaf. The output is one .npy 
   root           (n, classes)             posterior of the root
   leaves         (n, leaves, vocabulary)  posterior of every leaf
   leave-one-out  (n, leaves, vocabulary)  law of every leaf given all others
+  next-token     (n, leaves, vocabulary)  law of every leaf given those before it
+  windowed       (n, leaves, vocabulary)  law of every leaf given the others of its --height subtree
   log-prob       (n,) float64             ln probability of the evidence, in nats
 A row that the model cannot produce gets NaN (-inf as log-prob). FILE.json says what made it.
 """
@@ -81,9 +84,12 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     group.add_argument("--out", type=Path, metavar="FILE.npy", help="result (required)")
     group.add_argument(
         "--what",
-        choices=("root", "leaves", "leave-one-out", "log-prob"),
+        choices=("root", "leaves", "leave-one-out", "next-token", "windowed", "log-prob"),
         default="root",
-        help="the question: root, leaves, leave-one-out or log-prob",
+        help="the question: root, leaves, leave-one-out, next-token, windowed or log-prob",
+    )
+    group.add_argument(
+        "--height", type=int, default=1, help="levels of the subtree that --what windowed sees"
     )
     group.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="float32 or float64"
@@ -115,13 +121,19 @@ def check_evidence(model: TreeModel, evidence: np.ndarray, path: Path) -> bool:
     raise DTypeError(f"{path}: want integer tokens or float log-fields, got {evidence.dtype}")
 
 
-def _answer(model: TreeModel, what: str, block: dict[str, Any], options: dict[str, Any]) -> Any:
+def _answer(
+    model: TreeModel, what: str, height: int, block: dict[str, Any], options: dict[str, Any]
+) -> Any:
     if what == "root":
         return model.root_posterior(**block, **options)
     if what == "leaves":
         return model.infer(**block, **options).leaves
     if what == "leave-one-out":
         return model.leave_one_out(**block, **options)
+    if what == "next-token":
+        return model.next_token(**block, **options)
+    if what == "windowed":
+        return model.windowed(height=height, **block, **options)
     return model.log_prob(**block, **options)
 
 
@@ -145,12 +157,10 @@ def run(arguments: argparse.Namespace) -> int:
     get_backend(arguments.backend)  # a wrong name is told before anything is written
     what, n = arguments.what, len(evidence)
     dtype = "float64" if what == "log-prob" else arguments.dtype
-    tail: tuple[int, ...] = {
-        "root": (model.n_classes,),
-        "leaves": (model.n_leaves, model.vocab_size),
-        "leave-one-out": (model.n_leaves, model.vocab_size),
-        "log-prob": (),
-    }[what]
+    tail: tuple[int, ...] = {"root": (model.n_classes,), "log-prob": ()}.get(
+        what, (model.n_leaves, model.vocab_size)
+    )
+    height = check_int("--height", arguments.height, 0, model.depth)
     serving = {"backend": arguments.backend, "num_threads": arguments.num_threads}
     options = {"dtype": arguments.dtype, **serving}
     block = max(1, _BLOCK_BYTES // (8 * model.n_leaves * model.vocab_size))
@@ -163,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
         for first in range(0, n, block):
             part = read_rows(arguments.input, evidence, first, block)
             result = np.asarray(
-                _answer(model, what, {"log_fields" if fields else "leaves": part}, options)
+                _answer(model, what, height, {"log_fields" if fields else "leaves": part}, options)
             )
             bad = np.isneginf(result) if what == "log-prob" else np.isnan(result)
             impossible += int(bad.reshape(len(part), -1).any(axis=1).sum())
@@ -178,6 +188,7 @@ def run(arguments: argparse.Namespace) -> int:
             "input": str(arguments.input),
             "evidence": "log-fields" if fields else "tokens",
             "what": what,
+            **({"height": height} if what == "windowed" else {}),
             "shape": [n, *tail],
             "dtype": dtype,
             "computed_in": arguments.dtype,
