@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Wrap, allocate
-from ..evidence import Outputs
-from .door import Array, Door, present
+from .. import device as _device
+from ..arrays import allocate, value_type
+from ..errors import DTypeError
+from ..evidence import Outputs, check_evidence
+from .door import Array, Door, present, runner_for
 
 _HELD = (
     1 << 22
@@ -57,9 +59,11 @@ class Counts(Door):
         >>> round(float(model.expected_rule_counts(x).sum()), 3)  # 15 nodes in each of 1000 trees
         15000.0
         """
-        if per_sequence:
+        if not isinstance(per_sequence, bool | np.bool_):
+            raise DTypeError(f"per_sequence must be True or False, got {per_sequence!r}")
+        if per_sequence or _device.place_of(leaves, mask, log_fields) is not None:
             question = (leaves, mask, log_fields, dtype, backend, num_threads)
-            out, wrap = self._ask(*question, **self._count_outputs)
+            out, wrap = self._ask(*question, **self._count_outputs)  # on a device: refused there
             kernel = out.counts if out.counts is not None else present(out.star_pairs)
             full = allocate(
                 f"counts for n = {len(kernel)} rows", (len(kernel), self.grammar.n_rules), kernel.dtype,
@@ -67,23 +71,21 @@ class Counts(Door):
             )  # fmt: skip
             full[:] = self._all_counts(out)
             return wrap(full)
+        kind = value_type(dtype)
+        runner, threads = runner_for(backend, num_threads)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)  # of all rows at once
         total = np.zeros(self.grammar.n_rules)
-        given = leaves if log_fields is None else log_fields
-        found: Wrap | None = None
         width = self.grammar.n_rules + self.n_classes * self.alphabets[
             self.filter_level
         ] * self.n_nodes(self.filter_level)
         rows = max(16, _HELD // width)
-        for begin in range(0, max(len(given), 1), rows):
-            part = slice(begin, begin + rows)
-            tokens, hidden, fields = (
-                None if x is None else x[part] for x in (leaves, mask, log_fields)
-            )
-            question = (tokens, hidden, fields, dtype, backend, num_threads)
-            out, found = self._ask(*question, **self._count_outputs)
+        for begin in range(0, n, rows):
+            part = slice(begin, min(begin + rows, n))
+            out = self._outputs(part.stop - begin, kind, **self._count_outputs)
+            self._run(evidence.rows(part), part.stop - begin, kind, out, runner, threads)
             sums = out.map(lambda x: x.sum(axis=0, dtype=np.float64, keepdims=True))
             total += self._all_counts(sums)[0]
-        return total if found is None else found(total)
+        return wrap(total)
 
     def _moments(
         self, leaves: Any, mask: Any, log_fields: Any, *, levels: Iterable[int], **options: Any

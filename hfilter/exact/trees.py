@@ -52,8 +52,9 @@ class WholeTrees(Door):
         True
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        trees, wrap = self._trees(*question, levels, 0, 0, 0)
-        found = {d: wrap(present(trees.levels[d])[:, 0]) for d in check_levels(self, levels)}
+        kept = check_levels(self, levels)
+        trees, wrap = self._trees(*question, kept, 0, 0, 0)
+        found = {d: wrap(present(trees.levels[d])[:, 0]) for d in kept}
         roots, last = present(trees.levels[0])[:, 0, 0], present(trees.levels[self.depth])[:, 0]
         return ProbableTree(
             wrap(np.ascontiguousarray(roots)), wrap(last), wrap(present(trees.log_weight)), found
@@ -84,7 +85,7 @@ class WholeTrees(Door):
         n_samples : int
             Draws per row.
         seed, start : int
-            As in `sample`.
+            As in `sample`; ``start + n * n_samples`` at most 2**64.
         levels : None, "all" (or True), or list of int
             Also return the symbols of these levels.
 
@@ -111,8 +112,8 @@ class WholeTrees(Door):
         seed = check_seed("seed", seed)
         start = check_int("start", start, 0, 2**64 - 1)
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        trees, wrap = self._trees(*question, levels, n_samples, seed, start)
         kept = check_levels(self, levels)
+        trees, wrap = self._trees(*question, kept, n_samples, seed, start)
         arrays = {d: wrap(present(trees.levels[d])) for d in {0, self.depth, *kept}}
         return Sample(arrays[0][..., 0], arrays[self.depth], {d: arrays[d] for d in kept})
 
@@ -124,7 +125,7 @@ class WholeTrees(Door):
         dtype: Any,
         backend: str | None,
         num_threads: int | None,
-        levels: Any,
+        kept: tuple[int, ...],
         n_samples: int,
         seed: int,
         start: int,
@@ -138,7 +139,7 @@ class WholeTrees(Door):
             )
         runner, threads = runner_for(backend, num_threads)
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields, runner.finds_nan)
-        wanted = {0, self.depth, *check_levels(self, levels)}
+        wanted = {0, self.depth, *kept}
         trees = Trees(n_samples, seed, start, [None] * (self.depth + 1), np.empty(n), None)
         if n_samples == 0:
             trees.log_weight = np.empty(n)
@@ -147,6 +148,7 @@ class WholeTrees(Door):
                 f"trees for n = {n} rows", (n, trees.per_row, self.n_nodes(d)), self.token_dtype,
                 "pass fewer rows at a time, or draw fewer samples",
             )  # fmt: skip
+        check_int("start", start, 0, 2**64 - n * n_samples)
         self._choose(evidence, n, kind, trees, runner, threads)
         impossible = np.isneginf(present(trees.log_evidence))
         if impossible.any():
