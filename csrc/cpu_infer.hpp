@@ -133,11 +133,14 @@ template <class P, int S, int Q> struct Passes {
         evidence = top;
     }
 
-    // The root: its message, times the prior, is the belief; the sum is the evidence.
+    // The root: its message, times the prior, is the belief; the sum is the evidence. Windows have a root each.
     HF_INLINE void meet(bool windowed) {
         const I below = range.danger();
         const I best = m.filter_level > 0 ? star.upward(nu(m.filter_level), star.suffix) : I{};
-        if (windowed) return;
+        if (windowed) {
+            range.spent += below & star.disagreement();
+            return;
+        }
         weigh_root(below, best);
         V* belief = root() + q0;
         evidence = normalise<P>(root(), q0, belief);

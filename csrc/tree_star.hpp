@@ -120,6 +120,32 @@ template <class P> struct Star {
         return best.exponent;
     }
 
+    // How many powers of two a window's classes, for all their nodes, stay behind what no single class may reach: the
+    // largest of all windows.
+    HF_INLINE typename P::I disagreement() const {
+        using I = typename P::I;
+        constexpr typename P::Int lowest = -(typename P::Int(1) << 30);
+        const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
+        I most{};
+        for (int64_t end = group; end <= n; end += group) {
+            WideNumber<P> best = WideNumber<P>::of(splat<P>(1));
+            for (int64_t i = end - group; i < end; ++i) {
+                V top = factor[i * q0];
+                for (int a = 1; a < q0; ++a) top = larger(top, factor[i * q0 + a]);
+                best.multiply(top);
+            }
+            I reached = splat_int<P>(lowest);
+            for (int a = 0; a < q0; ++a) {
+                WideNumber<P> x = before[(end - 1) * q0 + a];
+                x.multiply(factor[(end - 1) * q0 + a]);
+                x.multiply(splat<P>(prior[a]));
+                reached = larger<I>(reached, x.value > 0 ? x.exponent : splat_int<P>(lowest));
+            }
+            most = larger<I>(most, best.exponent - reached);
+        }
+        return most;
+    }
+
     // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c], with j < i alone if `causal`. `see(i, weight)` is shown the
     // weight of every class, all that is known of it but what node i says.
     template <class See> HF_INLINE void downward(V* mu, V* weight, Range<P>& range, bool causal, const See& see) {

@@ -39,7 +39,7 @@ from .scaling import (
     normalise,
     take_sum,
 )
-from .star import star_downward, star_root, star_upward
+from .star import star_downward, star_root, star_upward, star_windows
 
 __all__ = ["infer_rows"]
 
@@ -190,6 +190,8 @@ def infer_rows(
             upward_level(model, d, nu, offsets[d + 1], offsets[d], at)
         if k > window:
             star_upward(model, room, group, False, at)
+            if window > 0:
+                star_windows(model, room, group, at)
         if window == 0:
             weigh_root(model, room, at)
             normalise(belief, 0, q0, at)

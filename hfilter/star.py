@@ -10,11 +10,13 @@ from typing import Any
 from .flat import FlatModel, Lines, Messages
 from .scaling import (
     LOST,
+    LOWEST,
     MARK,
     SMALLEST,
     SPENT,
     TAKEN,
     TOTAL,
+    WORST,
     align,
     multiply_wide,
     next_level,
@@ -24,7 +26,7 @@ from .scaling import (
     take_count,
 )
 
-__all__ = ["star_downward", "star_root", "star_upward"]
+__all__ = ["star_downward", "star_root", "star_upward", "star_windows"]
 
 Array = Any
 
@@ -132,6 +134,50 @@ def pair_with_root(model: FlatModel, room: Messages, i: int, at: Lines) -> None:
                 pairs[row, lane] = room.belief[a, lane] * p * room.nu[i * qk + c, lane]
     normalise(pairs, i * q0 * qk, q0 * qk, at)
     take_count(at)
+
+
+def star_windows(model: FlatModel, room: Messages, group: int, at: Lines) -> None:
+    """Count what was lost below the star and the disagreement of a window's classes brings forth.
+
+    `star_root` for windows, each of which is a star: the largest of them counts.
+    """
+    q0, n = model.alphabets[0], model.arity**model.filter_level
+    m, top, value, bits, power, count = (
+        room.star, room.belief, room.value, room.value_bits, room.power, at.integer,
+    )  # fmt: skip
+    lanes, scratch, best = top.shape[1], (n + 2) * q0, (n + 3) * q0
+    for lane in range(lanes):
+        danger = (count[LOST, lane] != 0) | (at.value[SMALLEST, lane] < model.tiny)
+        count[MARK, lane] = 1 if danger else 0
+        count[TAKEN, lane] = 0
+    for end in range(group, n + 1, group):
+        set_one(best, value, power)
+        for i in range(end - group, end):
+            for lane in range(lanes):
+                top[0, lane] = m[i * q0, lane]
+            for a in range(1, q0):
+                for lane in range(lanes):
+                    top[0, lane] = max(top[0, lane], m[i * q0 + a, lane])
+            multiply_wide(best, value, bits, power, top, 0, at)
+        for lane in range(lanes):
+            count[WORST, lane] = LOWEST
+        for a in range(q0):
+            row = (end - 1) * q0 + a
+            for lane in range(lanes):
+                value[scratch, lane] = value[row, lane]
+                power[scratch, lane] = power[row, lane]
+                top[0, lane] = model.prior[a]
+            multiply_wide(scratch, value, bits, power, m, row, at)
+            multiply_wide(scratch, value, bits, power, top, 0, at)
+            for lane in range(lanes):
+                here = power[scratch, lane] if value[scratch, lane] > 0 else LOWEST
+                count[WORST, lane] = max(count[WORST, lane], here)
+        for lane in range(lanes):
+            beyond = power[best, lane] - count[WORST, lane]
+            count[TAKEN, lane] = max(count[TAKEN, lane], beyond)
+    for lane in range(lanes):
+        count[WORST, lane] = 0
+        count[SPENT, lane] = count[SPENT, lane] + count[MARK, lane] * count[TAKEN, lane]
 
 
 def star_root(model: FlatModel, room: Messages, at: Lines) -> None:
