@@ -254,7 +254,7 @@ def check_levels(tree: TreeStructure, levels: Any) -> tuple[int, ...]:
     """Levels to keep, all of which exist: none, "all" (or True), or those listed."""
     if levels is None or levels is False:
         return ()
-    if levels is True or levels == "all":
+    if levels is True or (isinstance(levels, str) and levels == "all"):
         return tree.existing_levels
     if isinstance(levels, str) or not isinstance(levels, Iterable):
         raise ArgumentError(f'levels must be None, "all" or a list of levels, got {levels!r}')
