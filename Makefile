@@ -3,7 +3,7 @@
 #   HFILTER_PURE=1        no compiler: the pure-Python package, in an environment of its own (.venv-pure)
 #   PYTEST_ARGS='-k tree' further arguments for pytest
 .DEFAULT_GOAL := help
-.PHONY: help install test demo bench bench-compare lint format stubs check-stubs sanitize clean
+.PHONY: help install test judges demo bench bench-compare lint format stubs check-stubs sanitize clean
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -50,6 +50,14 @@ demo: install ## the main job: ten million sequences, exact accuracies, a small 
 $(VENV)/bench.stamp: $(VENV)/installed.stamp
 	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir='build/{wheel_tag}' '.[bench]'
 	@touch $@
+
+# Programs by other people as judges: a few hundred megabytes that `make test` does without (it says so where it skips).
+$(VENV)/judges.stamp: $(VENV)/installed.stamp
+	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings=build-dir='build/{wheel_tag}' '.[judges]'
+	@touch $@
+
+judges: $(VENV)/judges.stamp ## the answers of pgmpy, genlm-grammar and nltk beside ours
+	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_judges.py $(PYTEST_ARGS)
 
 build/beagle_peer: benchmarks/beagle_peer.cpp
 	@mkdir -p build

@@ -21,6 +21,12 @@ TOLERANCE = {"float32": 3e-6, "float64": 1e-12}
 EPS = float(np.finfo(np.float64).eps)
 
 
+def allowance(dtype: str, log_fields: np.ndarray) -> float:
+    """The tolerance, plus what float64 fields of that size must cost (a logit of 5000 has ulps)."""
+    finite = np.where(np.isfinite(log_fields), log_fields, 0.0)
+    return TOLERANCE[dtype] + EPS * float(np.ptp(finite, axis=2).sum(axis=1).max())
+
+
 @dataclass
 class Asked:
     """One batch: what the package gets, and what the judge gets."""
@@ -75,9 +81,8 @@ def asked(p: Problem, rows: int = 8) -> Iterator[Asked]:
         kind = kinds[(turn // 2 + 3 * i) % len(kinds)]
         rng = np.random.default_rng(p.seed + 6 + i)
         h = FIELD_KINDS[kind](rng, (rows // 2, p.law.n_leaves, p.q))
-        finite = np.where(np.isfinite(h), h, 0.0)
         top = np.where(np.isfinite(h.max(axis=2)), h.max(axis=2), 0.0)
-        atol = TOLERANCE[dtype] + EPS * float(np.ptp(finite, axis=2).sum(axis=1).max())
+        atol = allowance(dtype, h)
         options = {"dtype": dtype, "backend": backends[(turn + i + 2) % len(backends)]}
         offset = float(np.abs(top).sum(axis=1).max())
         yield Asked(f"{kind}, {options}", {"log_fields": h}, options, h, atol, offset)
