@@ -186,10 +186,9 @@ void tangent(const std::string& isa, Model& model, int64_t n, const py::tuple& k
     const hf_model& m = model.c();
     Question question(model, n, known[0], known[1], known[2], value_bytes, py::none(), status);
     const char* value = question.value();
-    const int64_t q0 = model.alphabet(0), star = m.filter_level > 0
-                                                     ? n * model.nodes(m.filter_level) * q0 *
-                                                           model.alphabet(m.filter_level)
-                                                     : -1;
+    const int64_t q0 = model.alphabet(0),
+                  star =
+                      m.filter_level > 0 ? n * model.nodes(m.filter_level) * q0 * model.alphabet(m.filter_level) : -1;
     const Levels level_rates(model, directions[0], n, value, false, "level_rates");
     const View rule_rates = view(directions[1], value, false, n * m.n_counts, "rule_rates");
     const View channel_rates = view(directions[2], value, false, star, "channel_rates");

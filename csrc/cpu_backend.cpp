@@ -139,6 +139,8 @@ void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
 
 extern "C" __attribute__((visibility("hidden"))) const hf_backend* HF_JOIN(hf_backend_, HF_ISA)(void) {
     using namespace HF_NAMESPACE;
-    static const hf_backend table = {HF_ABI_VERSION, HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample, infer, choose, tangent_scratch, tangent, kLanes32, kLanes64, table_size, fill_scratch, fill};
+    static const hf_backend table = {
+        HF_ABI_VERSION,  HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample,     infer,        choose,
+        tangent_scratch, tangent,           kLanes32,       kLanes64,      table_size, fill_scratch, fill};
     return &table;
 }

@@ -7,11 +7,11 @@
 namespace HF_NAMESPACE {
 namespace {
 
-template <class P, int S, int Q, class Token>
+template <class P, int S>
 void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
     constexpr int N = P::lanes;
     using U = typename LaneType<uint32_t, N>::type;
-    Passes<P, S, Q> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch));
+    Passes<P, S, 0> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch));
     const bool draw = args.n_samples > 0;
     if (draw) {
         passes.upward(m.filter_level);
@@ -36,9 +36,11 @@ void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows
         WordStream<N> words{index, kPurposePosterior, key0, key1}, star_words{index, kPurposePosteriorStar, key0, key1};
         const auto store = [&](int d, const U* level) {
             const int64_t n = n_nodes(m, d);
-            if (args.levels[d])
-                store_tokens<N>(level, n, rows.count,
-                                static_cast<Token*>(args.levels[d]) + (rows.first * trees + j) * n, trees * n);
+            const int64_t at = (rows.first * trees + j) * n, stride = trees * n;
+            if (!args.levels[d]) return;
+            if (args.level_bytes == 1)
+                store_tokens<N>(level, n, rows.count, static_cast<uint8_t*>(args.levels[d]) + at, stride);
+            else store_tokens<N>(level, n, rows.count, static_cast<uint16_t*>(args.levels[d]) + at, stride);
         };
         choose_tree<P, S>(
             m, draw, passes.root(), [&](int d) { return passes.nu(d); }, words, star_words, symbols, store);
@@ -50,14 +52,11 @@ void choose_rows(const hf_model& m, const hf_choose_args& args, int64_t begin, i
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // trees need the messages of every level
     const Plan<P> plan(m, evidence);
-    with_shape(m, [&](auto shape) {
-        for (int64_t row = begin; row < end; row += P::lanes) {
-            const Rows rows{args.evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-            if (args.level_bytes == 1)
-                choose_pack<P, shape.arity, shape.alphabet, uint8_t>(m, args, rows, plan, scratch);
-            else choose_pack<P, shape.arity, shape.alphabet, uint16_t>(m, args, rows, plan, scratch);
-        }
-    });
+    for (int64_t row = begin; row < end; row += P::lanes) {
+        const Rows rows{args.evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
+        if (m.arity == 2) choose_pack<P, 2>(m, args, rows, plan, scratch);
+        else choose_pack<P, 0>(m, args, rows, plan, scratch);
+    }
 }
 
 } // namespace

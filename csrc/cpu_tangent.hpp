@@ -45,9 +45,8 @@ template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_
         return from ? to : nullptr;
     };
     const V* rates = args.rule_rates ? read(args.rule_rates, m.n_counts, scratch + at.rates) : nullptr;
-    const V* star_rates = args.channel_rates ? read(args.channel_rates, passes.star.n * q0 * m.alphabets[k],
-                                                    scratch + at.star)
-                                             : nullptr;
+    const V* star_rates =
+        args.channel_rates ? read(args.channel_rates, passes.star.n * q0 * m.alphabets[k], scratch + at.star) : nullptr;
     const auto rho = [&](int d) { return scratch + at.rho + at.base.nu[d]; };
     const auto node = [&](int d, int64_t i) {
         const int64_t child = i * m.arity * m.alphabets[d + 1];
@@ -56,8 +55,12 @@ template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_
     };
     const auto spoke = [&](int64_t i) {
         const int64_t at_i = i * q0 * passes.star.qk;
-        return StarRules<P>{passes.star.channels + at_i, q0, passes.star.qk, passes.nu(k) + i * passes.star.qk,
-                            rho(k) + i * passes.star.qk, star_rates ? star_rates + at_i : nullptr};
+        return StarRules<P>{passes.star.channels + at_i,
+                            q0,
+                            passes.star.qk,
+                            passes.nu(k) + i * passes.star.qk,
+                            rho(k) + i * passes.star.qk,
+                            star_rates ? star_rates + at_i : nullptr};
     };
 
     // Up: expected rates.

@@ -24,6 +24,25 @@ template <class U> struct Words {
     U w[4];
 };
 
+// Blocks c2 and c2 + 1 in step: one's products are waited for while the other's are begun.
+template <class U> HF_INLINE void philox4x32_pair(U c0, U c1, U c2, U c3, uint32_t k0, uint32_t k1, Words<U>* out) {
+    U a[2] = {c0, c0}, b[2] = {c1, c1}, c[2] = {c2, c2 + 1u}, d[2] = {c3, c3};
+    for (int round = 0; round < 10; ++round) {
+        for (int i = 0; i < 2; ++i) {
+            U hi0, lo0, hi1, lo1;
+            multiply_wide(kPhiloxM0, a[i], hi0, lo0);
+            multiply_wide(kPhiloxM1, c[i], hi1, lo1);
+            a[i] = hi1 ^ b[i] ^ k0;
+            c[i] = hi0 ^ d[i] ^ k1;
+            b[i] = lo1;
+            d[i] = lo0;
+        }
+        k0 += kPhiloxW0;
+        k1 += kPhiloxW1;
+    }
+    for (int i = 0; i < 2; ++i) out[i] = {{a[i], b[i], c[i], d[i]}};
+}
+
 template <class U> HF_INLINE Words<U> philox4x32(U c0, U c1, U c2, U c3, uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; ++round) {
         U hi0, lo0, hi1, lo1;

@@ -29,20 +29,21 @@ template <int N> HF_INLINE Indices<N> row_indices(uint64_t first) {
     return r;
 }
 
-// The words of one purpose, four to a block, fetched in any order.
+// The words of one purpose, four to a block, blocks two at a time, fetched in any order.
 template <int N> struct WordStream {
     using U = typename LaneType<uint32_t, N>::type;
     Indices<N> index;
     uint32_t purpose, key0, key1;
-    int64_t block = -1;
-    Words<U> words{};
+    int64_t pair = -1;
+    Words<U> words[2] = {};
 
     HF_INLINE U operator[](int64_t t) {
-        if ((t >> 2) != block) {
-            block = t >> 2;
-            words = philox4x32<U>(index.lo, index.hi, U{} + static_cast<uint32_t>(block), U{} + purpose, key0, key1);
+        if ((t >> 3) != pair) {
+            pair = t >> 3;
+            philox4x32_pair<U>(index.lo, index.hi, U{} + static_cast<uint32_t>(2 * pair), U{} + purpose, key0, key1,
+                               words);
         }
-        return words.w[t & 3];
+        return words[(t >> 2) & 1].w[t & 3];
     }
 };
 

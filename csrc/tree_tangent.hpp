@@ -50,9 +50,9 @@ template <class P, int S> HF_INLINE void rates_up(const NodeRules<P, S>& rules, 
 }
 
 // From beliefs and their derivatives at a node to those of its children, and of the rules (`counts`, or null).
-template <class P, int S>
-HF_INLINE void beliefs_down(const NodeRules<P, S>& rules, const typename P::V* belief, const typename P::V* moved,
-                            typename P::V* belief_below, typename P::V* moved_below, typename P::V* counts) {
+template <class P, int S> HF_INLINE void beliefs_down(const NodeRules<P, S>& rules, const typename P::V* belief,
+                                                      const typename P::V* moved, typename P::V* belief_below,
+                                                      typename P::V* moved_below, typename P::V* counts) {
     using V = typename P::V;
     const hf_level& level = rules.level;
     const int s = S > 0 ? S : rules.arity, qc = level.n_symbols;

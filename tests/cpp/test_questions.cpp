@@ -105,8 +105,7 @@ double log_weight(const Tree& t, const std::vector<std::unique_ptr<uint8_t[]>>& 
             }
             log += std::log(p);
         }
-    for (int64_t j = 0; j < t.leaves(); ++j)
-        log += std::log(fields[j][levels[t.depth][row * t.leaves() + j]]);
+    for (int64_t j = 0; j < t.leaves(); ++j) log += std::log(fields[j][levels[t.depth][row * t.leaves() + j]]);
     return log;
 }
 
