@@ -17,18 +17,17 @@ from .compiled import ieee
 from .errors import ArgumentError, DTypeError, ShapeError
 from .evidence import Evidence, check_levels
 from .messages import (
-    Rules,
     children,
     downward,
     from_root,
     leaf_messages,
-    plan,
     root_weights,
     star_kernels,
     star_upward,
     terms_by_parent,
     upward,
 )
+from .orders import Rules, plan
 from .tree import TreeStructure
 from .wide import Wide, normalise, ordinary, ratio
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .evidence import Evidence
-from .rules import RuleTable
+from .orders import Rules
 from .tree import TreeStructure
 from .wide import (
     Wide,
@@ -23,6 +23,7 @@ from .wide import (
     finite,
     join,
     known,
+    normalise,
     ordinary,
     ratio,
     settle,
@@ -32,14 +33,15 @@ from .wide import (
 )
 
 __all__ = [
-    "Rules",
     "children",
     "downward",
     "from_root",
     "leaf_messages",
-    "plan",
     "root_weights",
+    "star_downward",
     "star_kernels",
+    "star_pairs",
+    "star_rest",
     "star_upward",
     "terms_by_parent",
     "upward",
@@ -48,131 +50,10 @@ __all__ = [
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-_SPARE = 64  # items that padding may add, besides as many as there are
 _LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 _LN2 = math.log(2.0)
 _LN2_HIGH = float.fromhex("0x1.62e42feep-1")  # its product with a whole number below 2**21 is exact
 _LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
-
-
-# -------------------------------------------------------------------------------- the rules' order
-
-
-class Groups:
-    """Items put in order by the group that each belongs to.
-
-    Groups are padded to one width with an item that is none (index: the number of items), unless
-    their sizes are so unequal that this would cost more than it saves. No group is left empty.
-    """
-
-    def __init__(self, group: NDArray[Any], n_groups: int) -> None:
-        n = len(group)
-        order = np.argsort(group, kind="stable")
-        sizes = np.bincount(group, minlength=n_groups)
-        room = np.maximum(sizes, 1)
-        self.width = int(room.max())
-        if self.width * n_groups > 2 * n + _SPARE:
-            self.width = 0  # ragged
-        else:
-            room = np.full(n_groups, self.width)
-        self.starts = np.concatenate([[0], np.cumsum(room)[:-1]])
-        self.group = np.repeat(np.arange(n_groups), room)
-        self.items: Index = np.full(len(self.group), n, np.intp)
-        place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self.items[self.starts[group[order]] + place] = order
-
-    def reduce(self, operation: np.ufunc, x: Array) -> Array:
-        """One number for each group, on axis 1."""
-        if self.width == 1:
-            return x
-        if self.width:
-            shape = (len(x), len(self.starts), self.width, *x.shape[2:])
-            return np.asarray(operation.reduce(x.reshape(shape), axis=2))
-        return np.asarray(operation.reduceat(x, self.starts, axis=1))
-
-    def spread(self, x: Array) -> Array:
-        """Each item its group's number, on axis 1."""
-        return x if self.width == 1 else x.take(self.group, axis=1)
-
-
-class Place:
-    """The rules by the symbol at one place, and those of one symbol by their parent."""
-
-    def __init__(self, table: RuleTable, place: int) -> None:
-        parents, symbols = table.parents.astype(np.intp), table.children[:, place].astype(np.intp)
-        pairs, pair = np.unique(symbols * table.n_parents + parents, return_inverse=True)
-        self.by_symbol = Groups(pairs // table.n_parents, table.n_symbols)
-        listed = self.by_symbol.items
-        position = np.empty(len(pairs) + 1, np.intp)
-        position[listed] = np.arange(len(listed))
-        self.by_pair = Groups(position[pair], len(listed))
-        self.pair_parents: Index = np.append(pairs % table.n_parents, 0)[listed]
-        rules = self.by_pair.items
-        self.parents: Index = np.append(parents, 0)[rules]
-        self.p = _rule_weights(table, rules)
-        self.others: list[tuple[int, Index]] = [
-            (r, np.append(table.children[:, r], 0)[rules].astype(np.intp))
-            for r in range(table.arity)
-            if r != place
-        ]
-
-    def terms(self, mu: Wide, below: list[Wide]) -> tuple[Array, Array, Array | None]:
-        """Shares of the pairs (symbol, parent) in the symbols' messages, (nodes, items, rows).
-
-        Also their sums over each symbol's parents, and the power they have in common.
-        """
-        term = times(self.p, mu.take(self.parents))
-        for r, symbols in self.others:
-            term = times(term, below[r].take(symbols))
-        linear, top = term.value, None
-        if term.power is not None:
-            best = self.by_pair.reduce(np.maximum, term.power)
-            top = finite(self.by_symbol.reduce(np.maximum, best))
-            common = self.by_pair.spread(self.by_symbol.spread(top))
-            linear = shifted(linear, term.power - common)
-        pairs = self.by_pair.reduce(np.add, linear)
-        return pairs, self.by_symbol.reduce(np.add, pairs), top
-
-    def pull(self, state: Array, back: Array) -> Array:
-        """new[:, x, b] = sum over parents c of state[:, x, c] * back[c, b]."""
-        groups, back = self.by_symbol, back[:, None]
-        if not groups.width:
-            terms = state.take(self.pair_parents, axis=2) * back
-            return np.asarray(np.add.reduceat(terms, groups.starts, axis=2))
-        parents = self.pair_parents.reshape(-1, groups.width)
-        back = back.reshape(len(state), 1, *parents.shape, -1)
-        out = state.take(parents[:, 0], axis=2) * back[:, :, :, 0]
-        for i in range(1, groups.width):
-            out += state.take(parents[:, i], axis=2) * back[:, :, :, i]
-        return np.asarray(out)
-
-
-class Rules:
-    """One level's table, put in the orders that the messages need."""
-
-    def __init__(self, table: RuleTable) -> None:
-        self.table = table
-        self.by_parent = Groups(table.parents.astype(np.intp), table.n_parents)
-        items = self.by_parent.items
-        self.p = _rule_weights(table, items)
-        self.symbols: list[Index] = [
-            np.append(table.children[:, r], 0)[items].astype(np.intp) for r in range(table.arity)
-        ]
-        self.places = [Place(table, r) for r in range(table.arity)]
-
-
-def _rule_weights(table: RuleTable, items: Index) -> Wide:
-    return known(np.append(table.probability, 0.0)[items][None, :, None], table.arity)
-
-
-def plan(tree: TreeStructure) -> dict[int, Rules]:
-    """The rules of every level from the filter level on."""
-    tables = {d: tree.grammar.table(d) for d in range(tree.filter_level, tree.depth)}
-    made = {id(table): Rules(table) for table in {id(t): t for t in tables.values()}.values()}
-    return {d: made[id(table)] for d, table in tables.items()}
-
-
-# ------------------------------------------------------------------------------------- messages
 
 
 def leaf_messages(tree: TreeStructure, evidence: Evidence) -> tuple[Wide, Array]:
@@ -221,17 +102,20 @@ def children(tree: TreeStructure, below: Wide) -> list[Wide]:
 
 
 def upward(
-    tree: TreeStructure, rules: dict[int, Rules], leaves: Wide
+    tree: TreeStructure, rules: dict[int, Rules], leaves: Wide, stop: int = 0, best: bool = False
 ) -> tuple[dict[int, Wide], Array]:
-    """Messages nu of the levels from the filter level to the leaves, (nodes, symbols, rows).
+    """Messages nu of the levels from the filter level, or `stop` below it, to the leaves.
 
-    Also the log (rows,) of a factor taken out of them.
+    Arrays (nodes, symbols, rows). Also the log (rows,) of a factor taken out of them. If `best`, each
+    is the largest of the rules' terms instead of their sum (max-product).
     """
     nu, taken = {tree.depth: leaves}, np.zeros(leaves.value.shape[-1])
-    for d in range(tree.depth - 1, tree.filter_level - 1, -1):
+    for d in range(tree.depth - 1, max(tree.filter_level, stop) - 1, -1):
         below, parts = children(tree, nu[d + 1]), []
         for part in chunks(tree.n_nodes(d), len(rules[d].by_parent.items) * len(taken)):
-            _, total, top = terms_by_parent(rules[d], [x.at(part) for x in below])
+            linear, total, top = terms_by_parent(rules[d], [x.at(part) for x in below])
+            if best:
+                total = rules[d].by_parent.reduce(np.maximum, linear)
             message, powers = settle(total, top, tree.arity)
             parts.append(message)
             taken += powers.sum(axis=0)
@@ -240,13 +124,18 @@ def upward(
 
 
 def downward(
-    tree: TreeStructure, rules: Rules, mu: Wide, below: Wide, state: Array | None = None
+    tree: TreeStructure,
+    rules: Rules,
+    mu: Wide,
+    below: Wide,
+    state: Array | None = None,
+    causal: bool = False,
 ) -> tuple[Wide, Array | None]:
     """Messages mu to the next level, of all evidence but that below the node, from those `mu` to this.
 
-    `below` are the next level's messages nu. Also the next `state`: from (nodes, states, symbols,
-    rows), laws of something above given the symbol at the node and all evidence but that below it, the
-    same for the children.
+    `below` are the next level's messages nu; if `causal`, only those of siblings to the left count.
+    Also the next `state`: from (nodes, states, symbols, rows), laws of something above given the symbol
+    at the node and all evidence but that below it, the same for the children.
     """
     s, q, messages = tree.arity, rules.table.n_symbols, children(tree, below)
     n, rows, states, parts = len(mu.value), mu.value.shape[-1], 0, []
@@ -258,7 +147,7 @@ def downward(
         above, here = mu.at(part), [x.at(part) for x in messages]
         placed = []
         for r, place in enumerate(rules.places):
-            pairs, total, top = place.terms(above, here)
+            pairs, total, top = place.terms(above, here, causal)
             placed.append(settle(total, top, s)[0])
             if new is not None:
                 # P(parent | child, all evidence but that below the child)
@@ -296,17 +185,18 @@ def _products(x: Wide, s: int) -> list[tuple[Array, Array]]:
     return levels
 
 
-def star_upward(tree: TreeStructure, nu: Wide) -> tuple[Wide, Array]:
+def star_upward(tree: TreeStructure, nu: Wide, best: bool = False) -> tuple[Wide, Array]:
     """m_i(a) = sum_c P_i[a, c] nu_i(c) (HF Eq. 3), (nodes, classes, rows).
 
-    Also the log (rows,) of a factor taken out of them.
+    Also the log (rows,) of a factor taken out of them. If `best`, the largest term instead of the sum.
     """
     n, qk, rows = nu.value.shape
     parts, taken = [], np.zeros(rows)
     for part in chunks(n, tree.n_classes * qk * rows):
         linear, top = ordinary(_star_terms(tree, nu, part), 2)
         common = None if top is None else top[:, :, 0]
-        message, powers = settle(linear.sum(axis=2), common, tree.arity)
+        total = linear.max(axis=2) if best else linear.sum(axis=2)
+        message, powers = settle(total, common, tree.arity)
         parts.append(message)
         taken += powers.sum(axis=0)
     return join(parts), _LN2 * taken
@@ -341,35 +231,59 @@ def from_root(
 ) -> tuple[Wide, Array | None]:
     """Messages mu to the nodes of the filter level, and the law of the root given each one's symbol."""
     if m is not None:
-        return _star_downward(tree, m, with_state)
+        return star_downward(tree, star_rest(tree, m), with_state)
     mu = wide(np.repeat(tree.root_prior[None, :, None], rows, axis=2))
     certain = np.eye(tree.n_classes)[None, :, :, None]
     return mu, np.repeat(certain, rows, axis=3) if with_state else None
 
 
-def _star_downward(tree: TreeStructure, m: Wide, with_state: bool) -> tuple[Wide, Array | None]:
-    """Messages mu to the filter level, and the law of the root given each node's symbol.
+def star_rest(tree: TreeStructure, m: Wide, causal: bool = False, window: int = 0) -> Wide:
+    """Prior times what the other nodes of the filter level say of the root, (nodes, classes, rows).
 
-    No factor is divided out: products over all nodes but one are put together from products over
-    groups of neighbours, groups of those, and so on.
+    The others are those below the same node of level `window`, and to the left alone if `causal`. No
+    factor is divided out: products over all nodes but one are put together from products over groups of
+    neighbours, groups of those, and so on.
     """
     s, rows = tree.arity, m.value.shape[-1]
-    rest = wide(np.repeat(tree.root_prior[None, :, None], rows, axis=2))
-    for values, powers in reversed(_products(m, s)[:-1]):
+    prior = np.repeat(tree.root_prior[:, None], rows, axis=1)
+    rest = wide(np.repeat(prior[None], s**window, axis=0))
+    for values, powers in reversed(_products(m, s)[: tree.filter_level - window]):
         value, power = (y.reshape(-1, s, *y.shape[1:]) for y in (values, powers))
         others = []
         for r in range(s):
-            kept = [i for i in range(s) if i != r]
+            kept = [i for i in range(s) if i < r or (i > r and not causal)]
             product = Wide(value[:, kept].prod(axis=1), power[:, kept].sum(axis=1))
             product = times(product, rest)
             others.append(wide(product.value, product.power))
         rest = _interleaved(join([expand(x, 1) for x in others]), s)
-    n, qk, parts = len(m.value), tree.alphabets[tree.filter_level], []
-    state = np.empty((n, tree.n_classes, qk, rows)) if with_state else None
-    for part in chunks(n, tree.n_classes * qk * rows):
+    return rest
+
+
+def star_downward(
+    tree: TreeStructure, rest: Wide, with_state: bool = False
+) -> tuple[Wide, Array | None]:
+    """Messages mu to the filter level, and the law of the root given each node's symbol.
+
+    `rest` is what `star_rest` returns.
+    """
+    n, q0, rows = rest.value.shape
+    qk, parts = tree.alphabets[tree.filter_level], []
+    state = np.empty((n, q0, qk, rows)) if with_state else None
+    for part in chunks(n, q0 * qk * rows):
         linear, top = ordinary(times(_channels(tree, part), expand(rest.at(part), 2)), 1)
         total = linear.sum(axis=1)
-        parts.append(settle(total, None if top is None else top[:, 0], s)[0])
+        parts.append(settle(total, None if top is None else top[:, 0], tree.arity)[0])
         if state is not None:
             state[part] = ratio(linear, total[:, None])
     return join(parts), state
+
+
+def star_pairs(tree: TreeStructure, rest: Wide, nu: Wide) -> Array:
+    """P(root, x_i | evidence) of every node of the filter level, (nodes, classes, symbols, rows)."""
+    out = np.empty((*tree.channels.shape, nu.value.shape[-1]))
+    for part in chunks(len(out), out[0].size):
+        terms = times(_star_terms(tree, nu, part), expand(rest.at(part), 2))
+        shape = terms.value.shape
+        joint = normalise(terms.reshape(shape[0], -1, shape[-1]), 1)
+        out[part] = joint.reshape(shape)
+    return out

@@ -145,11 +145,11 @@ def ratio(x: Array, total: Array) -> Array:
     return x / np.where(total > 0, total, 1.0)
 
 
-def log_sum(x: Wide, axis: int) -> Array:
-    """Natural logarithms of sums along an axis."""
+def log_sum(x: Wide, axis: int, best: bool = False) -> Array:
+    """Natural logarithms of sums along an axis, or of the largest numbers."""
     linear, top = ordinary(x, axis)
     with np.errstate(divide="ignore"):
-        out = np.log(linear.sum(axis=axis))
+        out = np.log(linear.max(axis=axis) if best else linear.sum(axis=axis))
     return np.asarray(out if top is None else out + _LN2 * np.squeeze(top, axis))
 
 

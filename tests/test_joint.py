@@ -12,7 +12,7 @@ from cases import FIELD_KINDS, PAIR_IDS, PAIRS, Problem, problem, random_tensor
 from oracle import Enumeration, log_domain_binary, relative_weights, token_fields
 
 import hfilter
-from hfilter import messages, wide
+from hfilter import orders, wide
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.evidence import Evidence
 from hfilter.joint import flip_table, leaf_root_joint, pair_beliefs
@@ -152,7 +152,7 @@ def test_numbers_with_powers_and_without(
 
     plain = answers()
     monkeypatch.setattr(wide, "_least", lambda arity: 2.0)
-    monkeypatch.setattr(messages, "_SPARE", -(10**9))  # never pad
+    monkeypatch.setattr(orders, "_SPARE", -(10**9))  # never pad
     monkeypatch.setattr(wide, "_CHUNK", 7)
     for got, want in zip(answers(), plain, strict=True):
         compare(got, want, 1e-14, "every number with its own power")
@@ -271,7 +271,7 @@ def test_one_common_rule_and_many_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor[np.arange(1, 40), np.arange(1, 40), np.arange(1, 40)] = 1.0
     grammar = hfilter.Grammar.from_tensor(tensor)
     model = hfilter.TreeModel(grammar, 2)
-    assert messages.Rules(grammar.table(0)).by_parent.width == 0
+    assert orders.Rules(grammar.table(0)).by_parent.width == 0
     e = observed(model, 3, 0.5)
     table = flip_table(model, e)
     for j in range(4):

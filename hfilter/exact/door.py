@@ -24,9 +24,9 @@ from ..evidence import (
     new_outputs,
     refuse_fields,
 )
-from ..logspace import choose_logspace, infer_logspace
 from ..runners import ROW_NAN, Backend
 from ..tree import TreeStructure, computed_once
+from ..unbounded import choose_unbounded, infer_unbounded
 
 __all__ = ["LANES", "Door", "present", "runner_for"]
 
@@ -138,7 +138,7 @@ class Door(TreeStructure):
         if kind != double:
             self._run_block(runner, threads, part, len(again), double, wider, first)
         else:
-            infer_logspace(self, part, wider, len(again))
+            infer_unbounded(self, part, wider, len(again))
         for target, source in zip(out.arrays(), wider.arrays(), strict=True):
             target[again] = source
 
@@ -176,7 +176,7 @@ class Door(TreeStructure):
             if kind != double:
                 self._choose_block(runner, threads, part, double, again, first + row)
             else:
-                choose_logspace(self, part, again, 1)
+                choose_unbounded(self, part, again, 1)
 
 
 def present(x: Array | None) -> Array:
