@@ -26,11 +26,13 @@ typedef struct hf_cuda_executor {
     int32_t (*devices)(const char** reason);
     // Bytes of a packed model; writes it if `out` is given, to be copied to the device's address `base`.
     size_t (*pack)(const hf_model*, uint64_t base, int32_t token_bytes, void* out);
-    size_t (*infer_workspace)(const hf_model*, const hf_infer_args*, int32_t force);
+    // Of trees if these are given, with the evidence that they are given; otherwise of beliefs. `args->laws` are in
+    // double precision whatever the type of values.
+    size_t (*infer_workspace)(const hf_model*, const hf_infer_args* args, const hf_choose_args*, int32_t force);
     // `base` is where the packed model lies. Null is success, anything else what went wrong.
     const char* (*sample)(const hf_model*, uint64_t base, const hf_sample_args*, int32_t force, void* stream);
-    const char* (*infer)(const hf_model*, uint64_t base, int32_t token_bytes, const hf_infer_args*, int32_t force,
-                         void* workspace, void* stream);
+    const char* (*infer)(const hf_model*, uint64_t base, int32_t token_bytes, const hf_infer_args*,
+                         const hf_choose_args*, int32_t force, void* workspace, void* stream);
 } hf_cuda_executor;
 
 const hf_cuda_executor* hf_cuda_host(void);

@@ -62,16 +62,18 @@ const hf_cuda_executor kExecutor = {
     [](const hf_model* m, uint64_t base, int32_t token_bytes, void* out) {
         return pack_model(*m, base, token_bytes, out).size;
     },
-    [](const hf_model* m, const hf_infer_args* args, int32_t force) { return infer_workspace(*m, *args, force); },
+    [](const hf_model* m, const hf_infer_args* args, const hf_choose_args* trees, int32_t force) {
+        return infer_workspace(*m, *args, trees, force);
+    },
     [](const hf_model* m, uint64_t base, const hf_sample_args* args, int32_t force, void* stream) {
         const DeviceMachine machine(stream);
         sample(machine, *m, base, *args, force);
         return machine.error();
     },
-    [](const hf_model* m, uint64_t base, int32_t token_bytes, const hf_infer_args* args, int32_t force, void* workspace,
-       void* stream) {
+    [](const hf_model* m, uint64_t base, int32_t token_bytes, const hf_infer_args* args, const hf_choose_args* trees,
+       int32_t force, void* workspace, void* stream) {
         const DeviceMachine machine(stream);
-        Inference<DeviceMachine>(machine, *m, base, token_bytes, *args, force, workspace).run();
+        Inference<DeviceMachine>(machine, *m, base, token_bytes, *args, trees, force, workspace).run();
         return machine.error();
     },
 };

@@ -1,9 +1,13 @@
 // Python module around cuda_api.h. Arrays cross as addresses: hfilter/cuda.py has checked what lies there
 // and keeps it alive, and a model is the C struct that hfilter._cpu.Model holds.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cuda_api.h"
@@ -62,15 +66,25 @@ void sample(const std::string& executor, Address model, Address base, int64_t n,
     check(e->sample(&m, base, &args, force, at<void>(stream)));
 }
 
+// n, token_bytes, field_bytes, tokens, mask, log_fields, causal, window, laws (in double precision)
+using EvidenceTuple = std::tuple<int64_t, int32_t, int32_t, Address, Address, Address, bool, int32_t, Address>;
+// value_bytes, log_evidence, root, beliefs, leave_one_out, counts, star_pairs
+using OutputsTuple = std::tuple<int32_t, Address, Address, py::list, Address, Address, Address>;
+// n_samples, seed, start, levels, level_bytes, log_weight
+using TreesTuple = std::tuple<int64_t, uint64_t, uint64_t, py::list, int32_t, Address>;
+
 // The question of an inference call, without a workspace.
 struct Question {
-    std::vector<void*> beliefs;
+    std::vector<void*> beliefs, levels;
     hf_infer_args args{};
+    hf_choose_args trees{};
+    bool chooses;
 
-    Question(const hf_model& m, int64_t n, int32_t token_bytes, int32_t field_bytes, int32_t value_bytes,
-             Address tokens, Address mask, Address log_fields, Address log_evidence, Address root,
-             const py::list& levels, Address leave_one_out)
-        : beliefs(pointers(m, levels)) {
+    Question(const hf_model& m, const EvidenceTuple& evidence, const OutputsTuple& out,
+             const std::optional<TreesTuple>& chosen)
+        : beliefs(pointers(m, std::get<3>(out))), chooses(chosen) {
+        const auto& [n, token_bytes, field_bytes, tokens, mask, log_fields, causal, window, laws] = evidence;
+        const auto& [value_bytes, log_evidence, root, levels_out, leave_one_out, counts, star_pairs] = out;
         const bool fields = field_bytes == 4 || field_bytes == 8, values = value_bytes == 4 || value_bytes == 8;
         if (n < 0 || !values || (fields ? token_bytes != 0 : token_bytes != 1 && token_bytes != 2))
             throw std::invalid_argument("infer: sizes");
@@ -78,21 +92,46 @@ struct Question {
             throw std::invalid_argument("infer: tokens or log_fields");
         for (int d = 0; d < m.filter_level || d == 0; ++d)
             if (beliefs[static_cast<size_t>(d)]) throw std::invalid_argument("beliefs: level does not exist");
-        args = hf_infer_args{n,
-                             at<const void>(tokens),
-                             at<const uint8_t>(mask),
-                             at<const void>(log_fields),
-                             token_bytes,
-                             field_bytes,
-                             value_bytes,
-                             at<double>(log_evidence),
-                             at<void>(root),
-                             beliefs.data(),
-                             at<void>(leave_one_out),
-                             nullptr};
+        const bool deep = std::any_of(beliefs.begin(), beliefs.end(), [](const void* p) { return p; });
+        if (window < 0 || window > m.depth || (window > 0 && (log_evidence || root || deep || counts || star_pairs)))
+            throw std::invalid_argument("window: a level, and leave_one_out alone is asked for");
+        if (n > 0 && window > 0 && window >= m.filter_level && !laws) throw std::invalid_argument("window: no laws");
+        if ((star_pairs && m.filter_level == 0) || (counts && m.n_counts == 0))
+            throw std::invalid_argument("counts or star_pairs: there are none");
+        args.n = n;
+        args.tokens = at<const void>(tokens);
+        args.mask = at<const uint8_t>(mask);
+        args.log_fields = at<const void>(log_fields);
+        args.token_bytes = token_bytes;
+        args.field_bytes = field_bytes;
+        args.value_bytes = value_bytes;
+        args.log_evidence = at<double>(log_evidence);
+        args.root = at<void>(root);
+        args.beliefs = beliefs.data();
+        args.leave_one_out = at<void>(leave_one_out);
+        args.causal = causal;
+        args.window = window;
+        args.laws = at<const void>(laws);
+        args.counts = at<void>(counts);
+        args.star_pairs = at<void>(star_pairs);
+        if (!chosen) return;
+        if (root || deep || leave_one_out || counts || star_pairs || window || causal)
+            throw std::invalid_argument("trees: of the outputs of inference log_evidence alone");
+        const auto& [n_samples, seed, start, levels_wanted, level_bytes, log_weight] = *chosen;
+        if (n_samples < 0 || (level_bytes != 1 && level_bytes != 2)) throw std::invalid_argument("trees: sizes");
+        levels = pointers(m, levels_wanted);
+        trees.evidence = args;
+        trees.n_samples = n_samples;
+        trees.seed = seed;
+        trees.start = start;
+        trees.levels = levels.data();
+        trees.level_bytes = level_bytes;
+        trees.log_weight = at<double>(log_weight);
     }
     Question(const Question&) = delete;
     Question& operator=(const Question&) = delete;
+
+    const hf_choose_args* choice() const { return chooses ? &trees : nullptr; }
 };
 
 } // namespace
@@ -130,36 +169,29 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
                py::arg("stream"), "Draws n rows of the stream; returns before they are there.");
     module.def(
         "workspace",
-        [](const std::string& executor, Address model, int64_t n, int32_t token_bytes, int32_t field_bytes,
-           int32_t value_bytes, const py::list& beliefs, bool leave_one_out, int32_t force) {
-            const hf_cuda_executor* e = find(executor);
+        [](const std::string& executor, Address model, const EvidenceTuple& evidence, const OutputsTuple& outputs,
+           const std::optional<TreesTuple>& trees, int32_t force) {
             const hf_model& m = model_at(model);
-            const Address some = 16; // only whether there is an address counts here
-            const Question q(m, n, token_bytes, field_bytes, value_bytes, token_bytes ? some : 0, 0,
-                             field_bytes ? some : 0, 0, 0, beliefs, leave_one_out ? some : 0);
-            return e->infer_workspace(&m, &q.args, force);
+            const Question q(m, evidence, outputs, trees);
+            return find(executor)->infer_workspace(&m, &q.args, q.choice(), force);
         },
-        py::arg("executor"), py::arg("model"), py::arg("n"), py::arg("token_bytes"), py::arg("field_bytes"),
-        py::arg("value_bytes"), py::arg("beliefs"), py::arg("leave_one_out"), py::arg("force"),
-        "Bytes that `infer` must be lent for this question.");
+        py::arg("executor"), py::arg("model"), py::arg("evidence"), py::arg("outputs"), py::arg("trees"),
+        py::arg("force"), "Bytes that `infer` must be lent for this question.");
     module.def(
         "infer",
-        [](const std::string& executor, Address model, Address base, int64_t n, int32_t packed_token_bytes,
-           int32_t token_bytes, int32_t field_bytes, int32_t value_bytes, Address tokens, Address mask,
-           Address log_fields, Address log_evidence, Address root, const py::list& beliefs, Address leave_one_out,
+        [](const std::string& executor, Address model, Address base, int32_t packed_token_bytes,
+           const EvidenceTuple& evidence, const OutputsTuple& outputs, const std::optional<TreesTuple>& trees,
            int32_t force, Address workspace, Address stream) {
             const hf_cuda_executor* e = find(executor);
             const hf_model& m = model_at(model);
-            const Question q(m, n, token_bytes, field_bytes, value_bytes, tokens, mask, log_fields, log_evidence, root,
-                             beliefs, leave_one_out);
-            if (n == 0) return;
+            const Question q(m, evidence, outputs, trees);
+            if (q.args.n == 0) return;
             if (!base || !workspace) throw std::invalid_argument("infer: no model or no workspace");
             const py::gil_scoped_release release;
-            check(e->infer(&m, base, packed_token_bytes, &q.args, force, at<void>(workspace), at<void>(stream)));
+            check(e->infer(&m, base, packed_token_bytes, &q.args, q.choice(), force, at<void>(workspace),
+                           at<void>(stream)));
         },
-        py::arg("executor"), py::arg("model"), py::arg("base"), py::arg("n"), py::arg("packed_token_bytes"),
-        py::arg("token_bytes"), py::arg("field_bytes"), py::arg("value_bytes"), py::arg("tokens"), py::arg("mask"),
-        py::arg("log_fields"), py::arg("log_evidence"), py::arg("root"), py::arg("beliefs"), py::arg("leave_one_out"),
-        py::arg("force"), py::arg("workspace"), py::arg("stream"),
-        "Exact posteriors of n rows; returns before they are there.");
+        py::arg("executor"), py::arg("model"), py::arg("base"), py::arg("packed_token_bytes"), py::arg("evidence"),
+        py::arg("outputs"), py::arg("trees"), py::arg("force"), py::arg("workspace"), py::arg("stream"),
+        "Exact posteriors of n rows, or trees given their evidence; returns before they are there.");
 }

@@ -71,15 +71,17 @@ const hf_cuda_executor kExecutor = {
     [](const hf_model* m, uint64_t base, int32_t token_bytes, void* out) {
         return pack_model(*m, base, token_bytes, out).size;
     },
-    [](const hf_model* m, const hf_infer_args* args, int32_t force) { return infer_workspace(*m, *args, force); },
+    [](const hf_model* m, const hf_infer_args* args, const hf_choose_args* trees, int32_t force) {
+        return infer_workspace(*m, *args, trees, force);
+    },
     [](const hf_model* m, uint64_t base, const hf_sample_args* args, int32_t force, void*) {
         return guarded([&] { sample(HostMachine{(force & HF_FORCE_BACKWARDS) != 0}, *m, base, *args, force); });
     },
-    [](const hf_model* m, uint64_t base, int32_t token_bytes, const hf_infer_args* args, int32_t force, void* workspace,
-       void*) {
+    [](const hf_model* m, uint64_t base, int32_t token_bytes, const hf_infer_args* args, const hf_choose_args* trees,
+       int32_t force, void* workspace, void*) {
         return guarded([&] {
             const HostMachine machine{(force & HF_FORCE_BACKWARDS) != 0};
-            Inference<HostMachine>(machine, *m, base, token_bytes, *args, force, workspace).run();
+            Inference<HostMachine>(machine, *m, base, token_bytes, *args, trees, force, workspace).run();
         });
     },
 };

@@ -80,8 +80,13 @@ struct InferCall {
     void* root;
     void* beliefs[kMaxLevels];
     void* leave_one_out;
-    int64_t* suspects;   // [0] how many rows must be redone in a wider type, [1 …] which
-    int32_t suspect_all; // for tests: every row is redone
+    void* counts;
+    void* star_pairs;
+    const double* laws;     // of a window's tops
+    int32_t causal, window; // hfilter.h: hf_infer_args
+    int32_t best;           // max-product
+    int64_t* suspects;      // [0] how many rows must be redone in a wider type, [1 …] which
+    int32_t suspect_all;    // for tests: every row is redone
 };
 
 HF_INLINE void suspect(const InferCall& call, int64_t row) { call.suspects[1 + claim(call.suspects)] = row; }

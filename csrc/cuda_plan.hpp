@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "cuda_api.h"
-#include "cuda_infer.hpp"
+#include "cuda_layout.hpp"
 #include "cuda_resident.hpp"
 #include "cuda_sample.hpp"
 
@@ -163,84 +163,6 @@ void sample(const Machine& machine, const hf_model& m, uint64_t base, const hf_s
 
 // --------------------------------------------------------------------------------------- inference
 
-constexpr int kInferThreads = 128;
-constexpr int kDeepThreads = 256;              // for a row that has a block to itself
-constexpr int64_t kSharedScratch = 46 * 1024;  // what a block gets without asking for more
-constexpr int64_t kScratch = int64_t(1) << 30; // of the first attempt, in global memory
-constexpr int64_t kRescueScratch = int64_t(1) << 28;
-
-struct Geometry {
-    InferPlan plan;
-    int threads;
-    size_t shared;
-    int64_t bytes_per_block; // of global scratch
-};
-
-inline int deepest_level(const hf_model& m, const hf_infer_args& call) {
-    int deepest = call.leave_one_out ? m.depth : 0;
-    for (int d = 1; d <= m.depth; ++d)
-        if (call.beliefs && call.beliefs[d] && d > deepest) deepest = d;
-    return deepest;
-}
-
-// Depends on the model and the question alone: the bits of a row do not depend on its batch.
-template <class P> Geometry plan_inference(const hf_model& m, const hf_infer_args& call, int32_t force) {
-    using V = typename P::V;
-    constexpr int64_t per_wide = sizeof(WideNumber<P>) / sizeof(V);
-    Geometry g{};
-    InferPlan& plan = g.plan;
-    const int k = m.filter_level;
-    const int64_t q0 = m.alphabets[0], n = power(m.arity, k);
-    plan.deepest = deepest_level(m, call);
-    int64_t at = 0, widest = 0;
-    const auto take = [&](int64_t count) {
-        at += count;
-        return at - count;
-    };
-    if (k > 0) { // wide numbers first: they need the stricter alignment
-        plan.chunk_nodes = n <= 64 ? n : (n + kDeepThreads - 1) / kDeepThreads;
-        plan.chunks = (n + plan.chunk_nodes - 1) / plan.chunk_nodes;
-        plan.product = take((q0 + 1) * per_wide);
-        plan.chunk = take(plan.chunks * (q0 + 1) * per_wide);
-        if (plan.deepest > 0) {
-            plan.prefix = take(plan.chunks * q0 * per_wide);
-            plan.suffix = take(plan.chunks * q0 * per_wide);
-            plan.before = take(n * q0 * per_wide);
-        }
-        plan.factor = take(n * q0);
-    }
-    for (int d = k; d <= m.depth; ++d) {
-        const int64_t size = power(m.arity, d) * m.alphabets[d];
-        plan.nu[d] = take(size);
-        if (d <= plan.deepest) widest = larger(widest, size);
-    }
-    if (plan.deepest > 0) {
-        plan.mu[0] = take(widest);
-        plan.mu[1] = take(widest);
-    }
-    plan.root = take(q0);
-    // Neighbouring threads hold neighbouring rows: an odd distance in words keeps their banks apart.
-    plan.stride = sizeof(V) == 4 ? at | 1 : at + 1;
-    plan.slots = 3 * m.depth + 5;
-    const int64_t row_bytes = plan.stride * static_cast<int64_t>(sizeof(V));
-    const auto state_bytes = [&](int rows, int threads) {
-        const int64_t bytes = threads * 8 + rows * (static_cast<int64_t>(sizeof(RowState)) + plan.slots * 4);
-        return (bytes + 15) / 16 * 16;
-    };
-    plan.rows = 32;
-    g.threads = kInferThreads;
-    while (plan.rows > 1 && state_bytes(plan.rows, g.threads) + plan.rows * row_bytes > kSharedScratch) plan.rows /= 2;
-    plan.in_shared =
-        state_bytes(plan.rows, g.threads) + plan.rows * row_bytes <= kSharedScratch && !(force & HF_FORCE_GLOBAL);
-    if (plan.rows == 1) g.threads = kDeepThreads;
-    plan.state_bytes = static_cast<int32_t>(state_bytes(plan.rows, g.threads));
-    g.shared = static_cast<size_t>(plan.state_bytes + (plan.in_shared ? plan.rows * row_bytes : 0));
-    g.bytes_per_block = plan.in_shared ? 0 : plan.rows * row_bytes;
-    plan.phases = 3 + (m.depth - k) + (k > 0 ? 2 : 0) + 1;
-    if (plan.deepest > 0) plan.phases += (k > 0) + (plan.deepest - k);
-    return g;
-}
-
 inline int64_t blocks_in(const Geometry& g, int64_t budget) {
     return g.bytes_per_block == 0 ? int64_t(1) << 30 : larger<int64_t>(1, budget / g.bytes_per_block);
 }
@@ -248,25 +170,32 @@ inline int64_t blocks_in(const Geometry& g, int64_t budget) {
 // Workspace: two lists of suspect rows, then the scratch, which the attempts use one after the other.
 inline int64_t list_bytes(int64_t n) { return (n + 2) / 2 * 16; }
 
-inline size_t infer_workspace(const hf_model& m, const hf_infer_args& call, int32_t force) {
+inline int64_t trees_of(const hf_choose_args* choose) {
+    return !choose ? 0 : choose->n_samples > 0 ? choose->n_samples : 1;
+}
+
+inline size_t infer_workspace(const hf_model& m, const hf_infer_args& call, const hf_choose_args* choose,
+                              int32_t force) {
+    const int64_t trees = trees_of(choose);
     int64_t scratch = 0;
     const auto need = [&](const Geometry& g, int64_t budget) {
         const int64_t groups = (call.n + g.plan.rows - 1) / g.plan.rows;
         scratch = larger(scratch, smaller(groups, blocks_in(g, budget)) * g.bytes_per_block);
     };
-    if (call.value_bytes == 4) need(plan_inference<Pack<float, 1>>(m, call, force), kScratch);
-    need(plan_inference<Pack<double, 1>>(m, call, force), call.value_bytes == 8 ? kScratch : kRescueScratch);
-    need(plan_inference<WidePack>(m, call, force), kRescueScratch);
+    if (call.value_bytes == 4) need(plan_inference<Pack<float, 1>>(m, call, trees, force), kScratch);
+    need(plan_inference<Pack<double, 1>>(m, call, trees, force), call.value_bytes == 8 ? kScratch : kRescueScratch);
+    need(plan_inference<WidePack>(m, call, trees, force), kRescueScratch);
     return static_cast<size_t>(2 * list_bytes(call.n) + scratch);
 }
 
 template <class Machine> class Inference {
   public:
+    // Of trees if `choose` is given, whose evidence `args` then is; otherwise of beliefs.
     Inference(const Machine& machine, const hf_model& m, uint64_t base, int32_t token_bytes, const hf_infer_args& args,
-              int32_t force, void* workspace)
-        : machine_(machine), m_(m), args_(args), force_(force), model_(pack_model(m, base, token_bytes, nullptr).model),
-          first_(static_cast<int64_t*>(workspace)), second_(first_ + list_bytes(args.n) / 8),
-          scratch_(second_ + list_bytes(args.n) / 8) {
+              const hf_choose_args* choose, int32_t force, void* workspace)
+        : machine_(machine), m_(m), args_(args), choose_(choose), force_(force),
+          model_(pack_model(m, base, token_bytes, nullptr).model), first_(static_cast<int64_t*>(workspace)),
+          second_(first_ + list_bytes(args.n) / 8), scratch_(second_ + list_bytes(args.n) / 8) {
         call_.n = args.n;
         call_.tokens = args.tokens;
         call_.mask = args.mask;
@@ -277,7 +206,20 @@ template <class Machine> class Inference {
         call_.root = args.root;
         for (int d = 1; d <= m.depth; ++d) call_.beliefs[d] = args.beliefs ? args.beliefs[d] : nullptr;
         call_.leave_one_out = args.leave_one_out;
+        call_.counts = args.counts;
+        call_.star_pairs = args.star_pairs;
+        call_.laws = static_cast<const double*>(args.laws);
+        call_.causal = args.causal;
+        call_.window = args.window;
         call_.suspect_all = force & HF_FORCE_DOUBLE_RESCUE;
+        if (!choose) return;
+        call_.best = choose->n_samples == 0;
+        trees_.n_samples = choose->n_samples;
+        trees_.seed = choose->seed;
+        trees_.start = choose->start;
+        for (int d = 0; d <= m.depth; ++d) trees_.levels[d] = choose->levels[d];
+        trees_.level_bytes = choose->level_bytes;
+        trees_.log_weight = choose->log_weight;
     }
 
     // The whole ladder, on one stream: what a launch lists as suspect the next one does again.
@@ -286,7 +228,7 @@ template <class Machine> class Inference {
         machine_.clear(second_);
         if (args_.value_bytes == 4) {
             call_.suspects = first_;
-            if (!(force_ & HF_FORCE_GENERAL) && is_resident(m_, call_))
+            if (!choose_ && !(force_ & HF_FORCE_GENERAL) && is_resident(m_, call_))
                 run_resident(machine_, m_, call_, force_ & HF_FORCE_FEW_BLOCKS);
             else if (m_.arity == 2) general<Pack<float, 1>, float, 2>(nullptr);
             else general<Pack<float, 1>, float, 0>(nullptr);
@@ -305,23 +247,26 @@ template <class Machine> class Inference {
 
   private:
     template <class P, class Out, int S> void general(const int64_t* again) {
-        const Geometry g = plan_inference<P>(m_, args_, force_);
+        const Geometry g = plan_inference<P>(m_, args_, trees_of(choose_), force_);
         const int64_t groups = (call_.n + g.plan.rows - 1) / g.plan.rows;
         const int64_t at_once = int64_t(machine_.multiprocessors()) * 16;
         int64_t blocks = smaller(groups, blocks_in(g, again ? kRescueScratch : kScratch));
         blocks = smaller(blocks, force_ & HF_FORCE_FEW_BLOCKS ? int64_t(2) : at_once);
-        const typename Infer<P, Out, S>::Args args{model_, call_, g.plan, again, scratch_};
-        machine_.template run<Infer<P, Out, S>>(args, blocks, g.threads, g.shared);
+        const PassArgs args{model_, call_, g.plan, again, scratch_};
+        if (choose_) machine_.template run<Choose<P, S>>(ChooseArgs{args, trees_}, blocks, g.threads, g.shared);
+        else machine_.template run<Infer<P, Out, S>>(args, blocks, g.threads, g.shared);
     }
 
     const Machine& machine_;
     const hf_model& m_;
     const hf_infer_args& args_;
+    const hf_choose_args* choose_;
     int32_t force_;
     const hf_model* model_;
     int64_t *first_, *second_;
     void* scratch_;
     InferCall call_{};
+    TreesCall trees_{};
 };
 
 inline bool usable(const hf_model* m) {

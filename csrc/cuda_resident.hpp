@@ -281,6 +281,7 @@ template <int H> struct Resident {
 
 // Whether this kernel answers the question; addresses must suit 16-byte accesses.
 inline bool is_resident(const hf_model& m, const InferCall& call) {
+    if (call.causal || call.window || call.counts || call.star_pairs) return false;
     if (m.arity != 2 || m.filter_level != 0 || m.depth < 2 || m.depth > 4 || call.field_bytes == 8) return false;
     for (int d = 0; d <= m.depth; ++d)
         if (m.alphabets[d] > 4) return false;

@@ -39,6 +39,13 @@ HF_INLINE Wide operator+(Wide a, Wide b) {
 }
 HF_INLINE Wide operator+(Wide a, double b) { return a + wide(b); }
 
+// Of numbers that are not negative.
+HF_INLINE bool operator>(Wide a, Wide b) {
+    if (a.value == 0 || b.value == 0) return a.value > b.value;
+    return a.exponent == b.exponent ? a.value > b.value : a.exponent > b.exponent;
+}
+HF_INLINE bool operator<=(Wide a, Wide b) { return !(a > b); }
+
 // exp(x) for x <= 0, however low.
 HF_INLINE Wide wide_exp(double x) {
     if (!(x > -static_cast<double>(INFINITY))) return {};
@@ -117,6 +124,11 @@ template <class P> struct Watch {
     HF_INLINE void normalised(V sum) {
         normalising(sum);
         if constexpr (bounded) danger |= sum > 0 && sum < Format<V>::lowest_normal;
+    }
+    // The sum over the rules of a node, or the symbols of two: a share of it is a product of one factor more.
+    HF_INLINE void counted(V sum) {
+        normalising(sum);
+        if constexpr (bounded) danger |= sum > 0 && sum < Format<V>::lowest_normal * (1 << 24);
     }
     // Normalises a message to a maximum in [1, 2); returns the exponent taken out.
     HF_INLINE int64_t rescale(V* x, int q) {

@@ -35,24 +35,42 @@ def infer(
     executor: str,
     model: typing.SupportsInt | typing.SupportsIndex,
     base: typing.SupportsInt | typing.SupportsIndex,
-    n: typing.SupportsInt | typing.SupportsIndex,
     packed_token_bytes: typing.SupportsInt | typing.SupportsIndex,
-    token_bytes: typing.SupportsInt | typing.SupportsIndex,
-    field_bytes: typing.SupportsInt | typing.SupportsIndex,
-    value_bytes: typing.SupportsInt | typing.SupportsIndex,
-    tokens: typing.SupportsInt | typing.SupportsIndex,
-    mask: typing.SupportsInt | typing.SupportsIndex,
-    log_fields: typing.SupportsInt | typing.SupportsIndex,
-    log_evidence: typing.SupportsInt | typing.SupportsIndex,
-    root: typing.SupportsInt | typing.SupportsIndex,
-    beliefs: list,
-    leave_one_out: typing.SupportsInt | typing.SupportsIndex,
+    evidence: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        bool,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    outputs: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        list,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    trees: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        list,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
     force: typing.SupportsInt | typing.SupportsIndex,
     workspace: typing.SupportsInt | typing.SupportsIndex,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """
-    Exact posteriors of n rows; returns before they are there.
+    Exact posteriors of n rows, or trees given their evidence; returns before they are there.
     """
 
 def pack(
@@ -85,12 +103,35 @@ def sample(
 def workspace(
     executor: str,
     model: typing.SupportsInt | typing.SupportsIndex,
-    n: typing.SupportsInt | typing.SupportsIndex,
-    token_bytes: typing.SupportsInt | typing.SupportsIndex,
-    field_bytes: typing.SupportsInt | typing.SupportsIndex,
-    value_bytes: typing.SupportsInt | typing.SupportsIndex,
-    beliefs: list,
-    leave_one_out: bool,
+    evidence: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        bool,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    outputs: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        list,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    trees: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+        list,
+        typing.SupportsInt | typing.SupportsIndex,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
     force: typing.SupportsInt | typing.SupportsIndex,
 ) -> int:
     """
@@ -102,4 +143,4 @@ FORCE_DOUBLE_RESCUE: int = 8
 FORCE_FEW_BLOCKS: int = 4
 FORCE_GENERAL: int = 1
 FORCE_GLOBAL: int = 2
-abi_version: int = 2
+abi_version: int = 3

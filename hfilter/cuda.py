@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "CudaBackend",
     "HostMemory",
     "TorchMemory",
+    "kept_tensor",
     "launch_infer",
     "launch_sample",
     "unavailable",
@@ -119,7 +121,7 @@ class TorchMemory(HostMemory):
         )
 
     def upload(self, x: Array) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+        return self.torch.from_numpy(np.require(x, requirements=("C", "W"))).to(self.device)
 
     def download(self, x: Any, into: Array) -> None:
         into[...] = x.cpu().numpy()
@@ -160,6 +162,25 @@ def _packed_model(memory: HostMemory, tree: TreeStructure) -> Any:
     return kept[memory.key]
 
 
+def kept_tensor(
+    memory: HostMemory, tree: TreeStructure, name: Any, make: Callable[[], Array]
+) -> Any:
+    """An array that belongs to the model, sent to the device at its first use and kept as the model is."""
+    kept, key = _packed.setdefault(tree, {}), (memory.key, name)
+    if key not in kept:
+        kept[key] = memory.upload(make())
+        memory.wait()
+    return kept[key]
+
+
+def _window_laws(memory: HostMemory, tree: TreeStructure, evidence: Evidence) -> Any:
+    """Laws of the nodes on top of the windows; None where no window needs them."""
+    top = evidence.window
+    if top == 0 or top < tree.filter_level:
+        return None
+    return kept_tensor(memory, tree, ("laws", top), lambda: tree.node_laws(top))
+
+
 def launch_sample(
     memory: HostMemory, tree: TreeStructure, seed: int, start: int, n: int, roots: Any, levels: list[Any]
 ) -> None:  # fmt: skip
@@ -177,34 +198,51 @@ def launch_sample(
 
 
 def launch_infer(
-    memory: HostMemory, tree: TreeStructure, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs
+    memory: HostMemory, tree: TreeStructure, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs,
+    trees: Trees | None = None,
 ) -> None:  # fmt: skip
-    """Fill `out`; returns before that has happened. Rows are independent and go in parts of bounded workspace."""
+    """Fill `out`, or choose `trees` given the evidence; returns before that has happened.
+
+    Rows are independent and go in parts of bounded workspace.
+    """
     address = memory.address
     with memory:
-        block = _packed_model(memory, tree)
+        block, laws = _packed_model(memory, tree), _window_laws(memory, tree, evidence)
         for begin in range(0, n, _PART):
             part = slice(begin, min(begin + _PART, n))
             given, to = evidence.rows(part), out.rows(part)
             token_bytes, field_bytes = (
                 0 if x is None else int(x.dtype.itemsize) for x in (given.tokens, given.log_fields)
             )
-            beliefs = [address(b) for b in to.beliefs]
-            model, rows = compiled_model(tree).address, part.stop - begin
+            asked = (
+                part.stop - begin, token_bytes, field_bytes, address(given.tokens), address(given.mask),
+                address(given.log_fields), given.causal, given.window, address(laws),
+            )  # fmt: skip
+            wanted = (
+                kind.itemsize, address(to.log_evidence), address(to.root), [address(b) for b in to.beliefs],
+                address(to.leave_one_out), address(to.counts), address(to.star_pairs),
+            )  # fmt: skip
+            chosen = (
+                None if trees is None else _addresses(memory, tree, trees.rows(begin, part.stop))
+            )
+            model = compiled_model(tree).address
             try:
-                size = _cuda.workspace(
-                    memory.executor, model, rows, token_bytes, field_bytes, kind.itemsize, beliefs,
-                    to.leave_one_out is not None, FORCE,
-                )  # fmt: skip
+                size = _cuda.workspace(memory.executor, model, asked, wanted, chosen, FORCE)
                 space = memory.empty((size // 8,), np.int64)
                 _cuda.infer(
-                    memory.executor, model, address(block), rows, tree.token_dtype.itemsize, token_bytes, field_bytes,
-                    kind.itemsize, address(given.tokens), address(given.mask), address(given.log_fields),
-                    address(to.log_evidence), address(to.root), beliefs, address(to.leave_one_out), FORCE,
+                    memory.executor, model, address(block), tree.token_dtype.itemsize, asked, wanted, chosen, FORCE,
                     address(space), memory.stream,
                 )  # fmt: skip
             except (ValueError, RuntimeError) as error:
                 raise KernelError(f"cuda: {error}") from error
+
+
+def _addresses(memory: HostMemory, tree: TreeStructure, trees: Trees) -> tuple[Any, ...]:
+    """Trees to choose as the kernels take them."""
+    return (
+        trees.n_samples, trees.seed, trees.start, [memory.address(x) for x in trees.levels],
+        tree.token_dtype.itemsize, memory.address(trees.log_weight),
+    )  # fmt: skip
 
 
 class CudaBackend:
@@ -235,17 +273,7 @@ class CudaBackend:
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
-        if (
-            evidence.causal
-            or evidence.window
-            or out.counts is not None
-            or out.star_pairs is not None
-        ):
-            raise BackendUnavailable(
-                f"{self.name} does not answer this question; leave backend out"
-            )
         memory = self._memory()
-
         given = evidence.map(memory.upload)
         found = out.map(lambda x: memory.empty(x.shape, x.dtype))
         launch_infer(memory, tree, given, len(status), dtype, found)
@@ -257,6 +285,14 @@ class CudaBackend:
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], trees: Trees, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
-        raise BackendUnavailable(
-            f"{self.name} does not choose trees given evidence; leave backend out"
-        )
+        memory = self._memory()
+        given = evidence.map(memory.upload)
+        arrays = [*trees.levels, trees.log_evidence, trees.log_weight]
+        found = [None if x is None else memory.empty(x.shape, x.dtype) for x in arrays]
+        drawn = Trees(trees.n_samples, trees.seed, trees.start, found[:-2], None, found[-1])
+        out = Outputs(found[-2], None, [None] * (tree.depth + 1), None)
+        launch_infer(memory, tree, given, len(status), dtype, out, drawn)
+        for x, into in zip(found, arrays, strict=True):
+            if into is not None:
+                memory.download(x, into)
+        status[:] = 0

@@ -6,18 +6,33 @@ Nothing here reads a value, since that would wait for the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .cuda import EXECUTORS, TorchMemory, launch_infer, launch_sample, unavailable
+from .checks import check_int
+from .cuda import (
+    EXECUTORS,
+    TorchMemory,
+    kept_tensor,
+    launch_infer,
+    launch_sample,
+    unavailable,
+)
 from .errors import ArgumentError, BackendUnavailable, DTypeError, ShapeError
-from .evidence import Evidence, Outputs, check_levels, check_roots, new_outputs
+from .evidence import Evidence, Outputs, Trees, check_levels, check_roots, new_outputs
 from .results import Sample
 from .tree import TreeStructure
 
-__all__ = ["infer_tensors", "place_of", "sample_tensors"]
+__all__ = [
+    "Constants",
+    "choose_tensors",
+    "infer_in_parts",
+    "infer_tensors",
+    "place_of",
+    "sample_tensors",
+]
 
 _DLPACK_CUDA = 2
 
@@ -36,6 +51,37 @@ def place_of(*arguments: Any, device: Any = None) -> Any:
             if int(kind) == _DLPACK_CUDA:
                 return f"cuda:{index}"
     return device if str(device).partition(":")[0] in EXECUTORS else None
+
+
+class Constants:
+    """A model's arrays as tensors on a device, sent there at their first use and kept with the model.
+
+    What `hfilter.exact` computes beside the kernels it computes with these.
+    """
+
+    def __init__(self, tree: TreeStructure, place: Any) -> None:
+        self._tree, self._memory = tree, _memory_of(place, None)
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        """Zeros in double precision."""
+        torch = self._memory.torch
+        return torch.zeros(shape, dtype=torch.float64, device=self._memory.device)
+
+    def double(self, x: Any) -> Any:
+        """In double precision."""
+        return x.double()
+
+    def rounded(self, x: Any, kind: Any) -> Any:
+        """In that type."""
+        return x.to(kind)
+
+    def sum_rows(self, x: Any) -> Any:
+        """The sum over axis 0, which stays, in double precision."""
+        return x.sum(0, keepdim=True, dtype=self._memory.torch.float64)
+
+    def keep(self, name: Any, make: Callable[[], np.ndarray[Any, Any]]) -> Any:
+        """The tensor of that name, made on the host if it is new."""
+        return kept_tensor(self._memory, self._tree, name, make)
 
 
 def _memory_of(place: Any, backend: str | None) -> TorchMemory:
@@ -92,6 +138,42 @@ def _tokens(memory: TorchMemory, name: str, x: Any, largest: int) -> Any:
     return x.contiguous()
 
 
+def _evidence(
+    memory: TorchMemory, tree: TreeStructure, leaves: Any, mask: Any, log_fields: Any
+) -> tuple[Evidence, int]:
+    """Evidence on a device as the kernels take it, its shapes and types checked; and the number of rows."""
+    if (leaves is None) == (log_fields is None):
+        raise ArgumentError(
+            "give exactly one of leaves (tokens) and log_fields, got " + ("neither" if leaves is None else "both")
+        )  # fmt: skip
+    torch = memory.torch
+    if log_fields is not None:
+        if mask is not None:
+            raise ArgumentError(
+                "mask goes with leaves; in log_fields a hidden leaf has equal fields, e.g. zeros"
+            )
+        fields = _tensor(memory, "log_fields", log_fields)
+        if not fields.is_floating_point():
+            raise DTypeError(f"log_fields must be floating-point, got {fields.dtype}")
+        _shape("log_fields", fields, (tree.n_leaves, tree.vocab_size))
+        if fields.dtype not in (torch.float32, torch.float64):
+            fields = fields.float()
+        return Evidence(log_fields=fields.contiguous()), len(fields)
+    tokens = _tensor(memory, "leaves", leaves)
+    _shape("leaves", tokens, (tree.n_leaves,))
+    hidden = None
+    if mask is not None:
+        hidden = _tensor(memory, "mask", mask)
+        if hidden.dtype != torch.bool:
+            raise DTypeError(f"mask must be boolean (True = hidden), got {hidden.dtype}")
+        if hidden.shape != tokens.shape:
+            raise ShapeError(
+                f"mask must have the shape of leaves, {tuple(tokens.shape)}, got {tuple(hidden.shape)}"
+            )
+        hidden = hidden.contiguous()
+    return Evidence(_tokens(memory, "leaves", tokens, tree.vocab_size), hidden), len(tokens)
+
+
 def infer_tensors(
     tree: TreeStructure, place: Any, leaves: Any, mask: Any, log_fields: Any, kind: np.dtype[Any],
     backend: str | None, causal: bool, window: int, **wanted: Any,
@@ -102,46 +184,51 @@ def infer_tensors(
     row with a token outside 0 … vocab_size, or a field that is NaN or +inf, has NaN for an answer.
     """
     memory = _memory_of(place, backend)
-    if causal or window or wanted.get("counts") or wanted.get("star_pairs"):
-        raise BackendUnavailable(
-            f"this question is answered on the CPU only, got arrays on {place}; move them with .cpu()"
-        )
-    if (leaves is None) == (log_fields is None):
-        raise ArgumentError(
-            "give exactly one of leaves (tokens) and log_fields, got " + ("neither" if leaves is None else "both")
-        )  # fmt: skip
-    torch = memory.torch
     with memory:
-        if log_fields is not None:
-            if mask is not None:
-                raise ArgumentError(
-                    "mask goes with leaves; in log_fields a hidden leaf has equal fields, e.g. zeros"
-                )
-            fields = _tensor(memory, "log_fields", log_fields)
-            if not fields.is_floating_point():
-                raise DTypeError(f"log_fields must be floating-point, got {fields.dtype}")
-            _shape("log_fields", fields, (tree.n_leaves, tree.vocab_size))
-            if fields.dtype not in (torch.float32, torch.float64):
-                fields = fields.float()
-            evidence, n = Evidence(log_fields=fields.contiguous()), len(fields)
-        else:
-            tokens = _tensor(memory, "leaves", leaves)
-            _shape("leaves", tokens, (tree.n_leaves,))
-            hidden = None
-            if mask is not None:
-                hidden = _tensor(memory, "mask", mask)
-                if hidden.dtype != torch.bool:
-                    raise DTypeError(f"mask must be boolean (True = hidden), got {hidden.dtype}")
-                if hidden.shape != tokens.shape:
-                    raise ShapeError(
-                        f"mask must have the shape of leaves, {tuple(tokens.shape)}, got {tuple(hidden.shape)}"
-                    )
-                hidden = hidden.contiguous()
-            n = len(tokens)
-            evidence = Evidence(_tokens(memory, "leaves", tokens, tree.vocab_size), hidden)
+        evidence, n = _evidence(memory, tree, leaves, mask, log_fields)
+        evidence.causal, evidence.window = causal, window
         out = new_outputs(tree, n, kind, memory.empty, **wanted)
         launch_infer(memory, tree, evidence, n, kind, out)
     return out
+
+
+def infer_in_parts(
+    tree: TreeStructure, place: Any, leaves: Any, mask: Any, log_fields: Any, kind: np.dtype[Any],
+    backend: str | None, rows: int, **wanted: Any,
+) -> Iterator[Outputs]:  # fmt: skip
+    """As `infer_tensors`, that many rows at a time; evidence is checked as a whole."""
+    memory = _memory_of(place, backend)
+    with memory:
+        evidence, n = _evidence(memory, tree, leaves, mask, log_fields)
+    for begin in range(0, n, rows):
+        part = slice(begin, min(begin + rows, n))
+        with memory:
+            out = new_outputs(tree, part.stop - begin, kind, memory.empty, **wanted)
+            launch_infer(memory, tree, evidence.rows(part), part.stop - begin, kind, out)
+        yield out
+
+
+def choose_tensors(
+    tree: TreeStructure, place: Any, leaves: Any, mask: Any, log_fields: Any, kind: np.dtype[Any],
+    backend: str | None, levels: Iterable[int], n_samples: int, seed: int, start: int,
+) -> Trees:  # fmt: skip
+    """Trees given evidence on a device, as tensors there; the kernel marks rows of impossible evidence.
+
+    Values are not looked at, as in `infer_tensors`: a row that has one which is none is marked like an
+    impossible one, and its `log_weight` is NaN.
+    """
+    memory = _memory_of(place, backend)
+    with memory:
+        evidence, n = _evidence(memory, tree, leaves, mask, log_fields)
+        check_int("start", start, 0, 2**64 - n * n_samples)
+        trees = Trees(n_samples, seed, start, [None] * (tree.depth + 1), None, None)
+        if n_samples == 0:
+            trees.log_weight = memory.empty((n,), np.float64)
+        for d in levels:
+            trees.levels[d] = memory.empty((n, trees.per_row, tree.n_nodes(d)), tree.token_dtype)
+        nothing = Outputs(None, None, [None] * (tree.depth + 1), None)
+        launch_infer(memory, tree, evidence, n, kind, nothing, trees)
+    return trees
 
 
 def sample_tensors(

@@ -131,6 +131,72 @@ def held(got: Any, clean: Any, row: int) -> None:
     assert torch.equal(got.log_evidence[others], clean.log_evidence[others])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("k", [0, 2, 4])
+def test_questions_of_context_counts_and_trees(k: int, dtype: str, stand_in: None) -> None:
+    """Tensors in, tensors out, the same bits as arrays through the same kernels."""
+    model = MODEL.filtered(k)
+    leaves, mask = torch.from_numpy(LEAVES).long(), torch.from_numpy(MASK)
+    spoilt = LEAVES.copy()
+    spoilt[3::7] = spoilt[3::7, ::-1]  # impossible for some filter levels
+    options: dict[str, Any] = {"dtype": dtype}
+    on_host: dict[str, Any] = {"dtype": dtype, "backend": "cuda-host"}
+    for x, given in ((LEAVES, leaves), (spoilt, torch.from_numpy(spoilt))):
+        pairs = [
+            (model.next_token(given, mask, **options), model.next_token(x, MASK, **on_host)),
+            *((model.windowed(given, h, mask, **options), model.windowed(x, h, MASK, **on_host)) for h in range(5)),
+            *(
+                (
+                    model.expected_rule_counts(given, mask, per_sequence=each, **options),
+                    model.expected_rule_counts(x, MASK, per_sequence=each, **on_host),
+                )
+                for each in (True, False)
+            ),
+        ]  # fmt: skip
+        for got, want in pairs:
+            assert isinstance(got, torch.Tensor)
+            assert str(got.dtype).endswith(str(want.dtype))
+            np.testing.assert_allclose(got.numpy(), want, rtol=1e-13, atol=0)
+        best, drawn = (
+            model.most_probable(given, mask, **options),
+            model.sample_posterior(given, mask, 5, **options),
+        )
+        best_want = model.most_probable(x, MASK, **on_host)
+        np.testing.assert_array_equal(best.log_prob.numpy(), best_want.log_prob)
+        np.testing.assert_array_equal(best.roots.numpy(), best_want.roots)
+        for d in model.existing_levels:
+            np.testing.assert_array_equal(best.levels[d].numpy(), best_want.levels[d])
+        want = model.sample_posterior(x, MASK, 5, **on_host)
+        assert drawn.leaves.dtype == torch.uint8
+        np.testing.assert_array_equal(drawn.leaves.numpy(), want.leaves)
+        np.testing.assert_array_equal(drawn.roots.numpy(), want.roots)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_values_that_are_none_in_other_questions(k: int, stand_in: None) -> None:
+    """NaN where numbers are asked for, one past the alphabet where symbols are; other rows are untouched."""
+    model, row = MODEL.filtered(k), 7
+    clean = torch.from_numpy(FIELDS)
+    others = [i for i in range(50) if i != row]
+    for value in (float("nan"), float("inf")):
+        h = clean.clone()
+        h[row, 3, 1] = value
+        numbers = [
+            (model.next_token, "log_fields"),
+            (lambda log_fields: model.expected_rule_counts(log_fields=log_fields, per_sequence=True), "log_fields"),
+            (lambda log_fields: model.windowed(log_fields=log_fields, height=2), "log_fields"),
+        ]  # fmt: skip
+        for ask, name in numbers:
+            got, want = ask(**{name: h}), ask(**{name: clean})
+            assert got[row].isnan().any()
+            assert torch.equal(got[others], want[others])
+        best, drawn = model.most_probable(log_fields=h), model.sample_posterior(log_fields=h)
+        assert best.log_prob[row].isnan()
+        for tree in (best.leaves, drawn.leaves, best.roots, drawn.roots):
+            assert (tree[row] == 4).all()
+            assert (tree[others] < 4).all()
+
+
 REFUSED = {
     "neither": (lambda x: MODEL.infer(None, x > 9), ArgumentError, "exactly one"),
     "both": (lambda x: MODEL.infer(x, log_fields=x), ArgumentError, "exactly one"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,8 @@ from ..errors import DTypeError
 from ..evidence import Outputs, check_evidence
 from .door import Array, Door, present, runner_for
 
-_HELD = (
-    1 << 22
-)  # counts held at a time: rows in blocks that depend on the model alone, and so do sums
+_HELD = 1 << 22  # counts at a time: rows in blocks that depend on the model alone, and so do sums
+_DEVICE_HELD = 1 << 26  # the same on a device
 
 
 class Counts(Door):
@@ -61,30 +60,31 @@ class Counts(Door):
         """
         if not isinstance(per_sequence, bool | np.bool_):
             raise DTypeError(f"per_sequence must be True or False, got {per_sequence!r}")
-        if per_sequence or _device.place_of(leaves, mask, log_fields) is not None:
+        place = _device.place_of(leaves, mask, log_fields)
+        on = _Host() if place is None else _device.Constants(self, place)
+        if per_sequence:
             question = (leaves, mask, log_fields, dtype, backend, num_threads)
-            out, wrap = self._ask(*question, **self._count_outputs)  # on a device: refused there
+            out, wrap = self._ask(*question, **self._count_outputs)
             kernel = out.counts if out.counts is not None else present(out.star_pairs)
-            full = allocate(
-                f"counts for n = {len(kernel)} rows", (len(kernel), self.grammar.n_rules), kernel.dtype,
-                "pass fewer rows at a time",
-            )  # fmt: skip
-            full[:] = self._all_counts(out)
-            return wrap(full)
+            return wrap(on.rounded(self._all_counts(out, on), kernel.dtype))
         kind = value_type(dtype)
-        runner, threads = runner_for(backend, num_threads)
-        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)  # of all rows at once
-        total = np.zeros(self.grammar.n_rules)
+        total = on.zeros((self.grammar.n_rules,))
         width = self.grammar.n_rules + self.n_classes * self.alphabets[
             self.filter_level
         ] * self.n_nodes(self.filter_level)
-        rows = max(16, _HELD // width)
+        rows = max(16, (_HELD if place is None else _DEVICE_HELD) // width)
+        if place is not None:
+            asked = (self, place, leaves, mask, log_fields, kind, backend, rows)
+            for out in _device.infer_in_parts(*asked, **self._count_outputs):
+                total += self._all_counts(out.map(on.sum_rows), on)[0]
+            return total
+        runner, threads = runner_for(backend, num_threads)
+        evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)  # of all rows at once
         for begin in range(0, n, rows):
             part = slice(begin, min(begin + rows, n))
             out = self._outputs(part.stop - begin, kind, **self._count_outputs)
             self._run(evidence.rows(part), part.stop - begin, kind, out, runner, threads)
-            sums = out.map(lambda x: x.sum(axis=0, dtype=np.float64, keepdims=True))
-            total += self._all_counts(sums)[0]
+            total += self._all_counts(out.map(on.sum_rows), on)[0]
         return wrap(total)
 
     def _moments(
@@ -112,40 +112,78 @@ class Counts(Door):
         """What the kernels are asked for: counts below the filter level, and what goes through the star."""
         return {"counts": self.n_counts > 0, "star_pairs": self.filter_level > 0}
 
-    def _all_counts(self, out: Outputs) -> Array:
+    def _all_counts(self, out: Outputs, on: Any) -> Any:
         """Counts of all the grammar's rules, (n, n_rules), from the kernels' outputs."""
         tables = self.grammar.tables
-        starts = np.cumsum([0, *(t.n_rules for t in tables)])
-        n = len(out.arrays()[0])
-        full = np.zeros((n, starts[-1]))
+        starts = np.cumsum([0, *(t.n_rules for t in tables)]).tolist()
+        full = on.zeros((len(out.arrays()[0]), starts[-1]))
         if out.counts is not None:
-            full[:, starts[-1] - self.n_counts :] = out.counts
+            full[:, starts[-1] - self.n_counts :] = on.double(out.counts)
         if out.star_pairs is None:
             return full
-        steps = self._path_steps()
-        for i, pairs in enumerate(np.moveaxis(np.asarray(out.star_pairs, np.float64), 1, 0)):
-            channel = self.channels[i]
-            share = np.divide(pairs, channel, out=np.zeros_like(pairs), where=channel > 0)
-            branches = [
-                i // self.arity ** (self.filter_level - 1 - t) % self.arity
-                for t in range(self.filter_level)
-            ]
-            laws = [steps[t][r] for t, r in enumerate(branches)]
+        k, steps, pairs = self.filter_level, self._path_steps(on), on.double(out.star_pairs)
+        channels = on.keep("channels", lambda: np.where(self.channels > 0, self.channels, 1.0))
+        identities = [on.keep(("eye", d), lambda d=d: np.eye(self.alphabets[d])) for d in (0, k)]
+        for i in range(len(channels)):
+            share = pairs[:, i] / channels[i]
+            branches = [i // self.arity ** (k - 1 - t) % self.arity for t in range(k)]
+            laws = [steps[t][r].law for t, r in enumerate(branches)]
             # Posterior of the path's step t, parent a to child b: before^T share after^T times the step's law.
-            before = np.eye(self.n_classes)
-            after = [np.eye(channel.shape[1])]
+            before, after = identities[0], [identities[1]]
             for law in reversed(laws):
                 after.append(law @ after[-1])
-            for t, law in enumerate(laws):
-                found = before.T @ share @ after[len(laws) - 1 - t].T  # over the step's law
+            for t, r in enumerate(branches):
+                step = steps[t][r]
+                found = before.T @ share @ after[k - 1 - t].T  # over the step's law
                 first = starts[0 if self.grammar.is_shared else t]
-                table = self.grammar.table(t)
-                uses = found[:, table.parents, table.children[:, branches[t]]] * table.probability
-                full[:, first : first + table.n_rules] += uses
-                before = before @ law
+                uses = found[:, step.parents, step.children] * step.probability
+                full[:, first : first + len(step.probability)] += uses
+                before = before @ step.law
         return full
 
-    def _path_steps(self) -> list[list[Array]]:
-        """The law of child r given its parent, for every level above the filter level."""
-        tables = [self.grammar.table(d) for d in range(self.filter_level)]
-        return [[t.marginal(r) for r in range(self.arity)] for t in tables]
+    def _path_steps(self, on: Any) -> list[list[_Step]]:
+        """From a node to its child r, for every level above the filter level."""
+
+        def step(t: int, r: int) -> _Step:
+            table = self.grammar.table(t)
+            return _Step(
+                on.keep(("law", t, r), lambda: table.marginal(r)),
+                on.keep(("parents", t), lambda: table.parents.astype(np.int64)),
+                on.keep(("children", t, r), lambda: table.children[:, r].astype(np.int64)),
+                on.keep(("probability", t), lambda: table.probability),
+            )
+
+        return [[step(t, r) for r in range(self.arity)] for t in range(self.filter_level)]
+
+
+class _Step(NamedTuple):
+    """The law of a child given its parent, and the rules that it is made of."""
+
+    law: Any
+    parents: Any
+    children: Any
+    probability: Any
+
+
+class _Host:
+    """The twin of `hfilter.device.Constants` for NumPy arrays, whose constants need no keeping."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        out = allocate(
+            f"counts for n = {shape[0]} rows", shape, np.dtype(np.float64), "pass fewer rows at a time"
+        )  # fmt: skip
+        out[...] = 0
+        return out
+
+    def double(self, x: Array) -> Array:
+        return np.asarray(x, np.float64)
+
+    def rounded(self, x: Array, kind: Any) -> Array:
+        return x.astype(kind, copy=False)
+
+    def sum_rows(self, x: Array) -> Array:
+        out: Array = x.sum(axis=0, dtype=np.float64, keepdims=True)
+        return out
+
+    def keep(self, name: Any, make: Callable[[], Array]) -> Array:
+        return make()

@@ -10,7 +10,6 @@ import numpy as np
 from .. import device as _device
 from ..arrays import Wrap, allocate, value_type
 from ..checks import check_int, check_seed
-from ..errors import BackendUnavailable
 from ..evidence import Trees, check_evidence, check_levels
 from ..results import ProbableTree, Sample
 from .door import Array, Door, present, runner_for
@@ -55,10 +54,11 @@ class WholeTrees(Door):
         kept = check_levels(self, levels)
         trees, wrap = self._trees(*question, kept, 0, 0, 0)
         found = {d: wrap(present(trees.levels[d])[:, 0]) for d in kept}
-        roots, last = present(trees.levels[0])[:, 0, 0], present(trees.levels[self.depth])[:, 0]
-        return ProbableTree(
-            wrap(np.ascontiguousarray(roots)), wrap(last), wrap(present(trees.log_weight)), found
-        )
+        roots: Any = present(trees.levels[0])[:, 0, 0]
+        if isinstance(roots, np.ndarray):
+            roots = np.ascontiguousarray(roots)
+        last = present(trees.levels[self.depth])[:, 0]
+        return ProbableTree(wrap(roots), wrap(last), wrap(present(trees.log_weight)), found)
 
     def sample_posterior(
         self,
@@ -77,7 +77,7 @@ class WholeTrees(Door):
         """Exact draws of whole trees given the evidence.
 
         Draw j of row i is a pure function of (model, evidence of the row, seed, start + i * n_samples + j):
-        the same for any batch split and number of threads, and on every CPU backend where the evidence is
+        the same for any batch split and number of threads, and on every backend where the evidence is
         tokens. A row of impossible evidence has symbols one past their alphabets.
 
         Parameters
@@ -134,9 +134,8 @@ class WholeTrees(Door):
         kind = value_type(dtype)
         place = _device.place_of(leaves, mask, log_fields)
         if place is not None:
-            raise BackendUnavailable(
-                f"trees given evidence are chosen on the CPU only, got arrays on {place}; move them with .cpu()"
-            )
+            asked = (self, place, leaves, mask, log_fields, kind, backend, {0, self.depth, *kept})
+            return _device.choose_tensors(*asked, n_samples, seed, start), lambda x: x
         runner, threads = runner_for(backend, num_threads)
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields, runner.finds_nan)
         wanted = {0, self.depth, *kept}
