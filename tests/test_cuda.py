@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import test_agreement
 import test_cuda_host
+import test_cuda_questions
 import test_truth
 from cases import PAIR_IDS, PAIRS
 
@@ -66,6 +67,28 @@ def test_posteriors(name: str, k: int, dtype: str) -> None:
 
 
 @device
+@pytest.mark.parametrize(
+    ("name", "k"),
+    test_cuda_questions.SMALL,
+    ids=[f"{n}-k{k}" for n, k in test_cuda_questions.SMALL],
+)
+def test_contexts_counts_and_trees(name: str, k: int) -> None:
+    for dtype in test_truth.DTYPES:
+        test_cuda_questions.judge(name, k, dtype, BACKEND)
+
+
+@device
+@pytest.mark.parametrize("name", test_agreement.MODELS)
+def test_other_questions_are_the_cpus_too(name: str) -> None:
+    """Tokens: the device rounds as the host does, and trees are the same."""
+    for dtype in test_truth.DTYPES:
+        want = test_cuda_questions.reference(name, dtype)
+        got = test_cuda_questions.answers(test_agreement.build(name), 129, dtype, BACKEND)
+        for x, y in zip(got, want, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+
+
+@device
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("name", test_agreement.MODELS)
 def test_the_device_computes_what_the_host_loop_computes(name: str, soft: bool) -> None:
@@ -95,6 +118,17 @@ def tensors() -> Any:
     return pytest.importorskip("torch", reason="torch is not installed")
 
 
+def other_questions(model: TreeModel, h: Any) -> None:
+    """Contexts, counts and trees: their constants are on the device after the first time."""
+    model.next_token(log_fields=h)
+    model.windowed(log_fields=h, height=1)
+    model.windowed(log_fields=h, height=3)
+    for each in (True, False):
+        model.expected_rule_counts(log_fields=h, per_sequence=each)
+    model.most_probable(log_fields=h)
+    model.sample_posterior(log_fields=h, n_samples=3)
+
+
 @device
 def test_nothing_waits() -> None:
     """After the first use of a model no call waits for the device, contradictions and all."""
@@ -103,6 +137,7 @@ def test_nothing_waits() -> None:
     h = torch.randn((10_000, 16, 4), device="cuda") * 300
     for model in models:
         model.sample(10, device="cuda")
+        other_questions(model, h)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -112,6 +147,7 @@ def test_nothing_waits() -> None:
             for dtype in test_truth.DTYPES:
                 by_tokens = model.infer(leaves, leaves > 2, dtype=dtype)
                 by_fields = model.infer(log_fields=h, dtype=dtype)
+                other_questions(model, h)
                 results += [(model, dtype, leaves, by_tokens, by_fields)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -244,7 +280,7 @@ def check_fast_kernels_move_sixteen_bytes_at_a_time(made: Made) -> None:
 
 def check_what_kernels_never_do(made: Made) -> None:
     """No trap, no call, no print; in global memory the one atomic sum that lists suspect rows."""
-    assert len(made.bodies) >= 14
+    assert len(made.bodies) >= 19
     for name, body in made.bodies.items():
         assert not re.search(r"\btrap\b|\bvprintf\b|\bcall\b|\bassertfail\b", body), name
         atomics = set(re.findall(r"\b(?:atom|red)\.(\w+)\.(\w+)\.(\w+)", body))
@@ -276,7 +312,7 @@ def test_what_the_compiler_made(tmp_path: Path) -> None:
 def test_the_launching_side_allocates_and_waits_for_nothing() -> None:
     text = "".join(
         (CSRC / name).read_text()
-        for name in ("cuda_backend.cu", "cuda_plan.hpp", "cuda_resident.hpp")
+        for name in ("cuda_backend.cu", "cuda_layout.hpp", "cuda_plan.hpp", "cuda_resident.hpp")
     )
     text = re.sub(r"//.*", "", text)
     called = set(re.findall(r"\bcuda[A-Z]\w*(?=\()", text))
