@@ -20,7 +20,8 @@
 
 namespace HF_NAMESPACE {
 
-template <int H> struct Resident {
+// Causal: predictions of each leaf from those to its left alone.
+template <int H, bool Causal> struct Resident {
     static constexpr int kMaxThreads = 64; // and rows of a block
     static constexpr int kLeaves = 1 << H;
     static constexpr int kPitch = kMaxThreads + 1; // slots from node to node: odd, for the banks
@@ -229,7 +230,9 @@ template <int H> struct Resident {
                 for (int a = 0; a < 4; ++a) mu.v[a] = args.prior[a];
             Quad& left = slot(D + 1, 2 * i);
             Quad& right = slot(D + 1, 2 * i + 1);
-            const Quad nu_left = left, nu_right = right;
+            const Quad nu_left = left;
+            const Quad nu_right =
+                Causal ? Quad{{1, 1, 1, 1}} : right; // what is to the right of the left child says nothing
             Quad to_left{}, to_right{};
             HF_UNROLL
             for (int bc = 0; bc < 16; ++bc) {
@@ -281,11 +284,11 @@ template <int H> struct Resident {
 
 // Whether this kernel answers the question; addresses must suit 16-byte accesses.
 inline bool is_resident(const hf_model& m, const InferCall& call) {
-    if (call.causal || call.window || call.counts || call.star_pairs) return false;
+    if (call.window || call.counts || call.star_pairs) return false;
     if (m.arity != 2 || m.filter_level != 0 || m.depth < 2 || m.depth > 4 || call.field_bytes == 8) return false;
     for (int d = 0; d <= m.depth; ++d)
         if (m.alphabets[d] > 4) return false;
-    if (call.beliefs[m.depth] && call.leave_one_out) return false;
+    if (call.beliefs[m.depth] && (call.leave_one_out || call.causal)) return false;
     for (int d = 1; d < m.depth; ++d)
         if (call.beliefs[d] && !call.beliefs[m.depth]) return false;
     uintptr_t together = 0;
@@ -296,9 +299,10 @@ inline bool is_resident(const hf_model& m, const InferCall& call) {
     return together % 16 == 0;
 }
 
-template <int H, class Machine>
+template <int H, bool Causal, class Machine>
 void run_resident_height(const Machine& machine, const hf_model& m, const InferCall& call, bool few_blocks) {
-    typename Resident<H>::Args args{};
+    using Kernel = Resident<H, Causal>;
+    typename Kernel::Args args{};
     args.call = call;
     for (int d = 0; d < H; ++d) {
         const hf_level& level = m.levels[d];
@@ -312,15 +316,21 @@ void run_resident_height(const Machine& machine, const hf_model& m, const InferC
     args.q = m.alphabets[H];
     for (int d = 0; d <= H; ++d) args.symbols[d] = m.alphabets[d];
     const int64_t most = few_blocks ? 2 : int64_t(machine.multiprocessors()) * 28;
-    const int64_t blocks = smaller(Resident<H>::groups(args), most);
-    machine.template run<Resident<H>>(args, blocks, Resident<H>::kMaxThreads, Resident<H>::kShared);
+    const int64_t blocks = smaller(Kernel::groups(args), most);
+    machine.template run<Kernel>(args, blocks, Kernel::kMaxThreads, Kernel::kShared);
+}
+
+template <bool Causal, class Machine>
+void run_resident_depth(const Machine& machine, const hf_model& m, const InferCall& call, bool few_blocks) {
+    if (m.depth == 2) run_resident_height<2, Causal>(machine, m, call, few_blocks);
+    else if (m.depth == 3) run_resident_height<3, Causal>(machine, m, call, few_blocks);
+    else run_resident_height<4, Causal>(machine, m, call, few_blocks);
 }
 
 template <class Machine>
 void run_resident(const Machine& machine, const hf_model& m, const InferCall& call, bool few_blocks) {
-    if (m.depth == 2) run_resident_height<2>(machine, m, call, few_blocks);
-    else if (m.depth == 3) run_resident_height<3>(machine, m, call, few_blocks);
-    else run_resident_height<4>(machine, m, call, few_blocks);
+    if (call.causal) run_resident_depth<true>(machine, m, call, few_blocks);
+    else run_resident_depth<false>(machine, m, call, few_blocks);
 }
 
 } // namespace HF_NAMESPACE

@@ -75,6 +75,8 @@ def test_posteriors(name: str, k: int, dtype: str) -> None:
 def test_contexts_counts_and_trees(name: str, k: int) -> None:
     for dtype in test_truth.DTYPES:
         test_cuda_questions.judge(name, k, dtype, BACKEND)
+    if k == 0:
+        test_cuda_questions.judge_single_fields(name, BACKEND)
 
 
 @device
