@@ -94,7 +94,6 @@ template <class P, class Out, int S> struct Infer : Passes<P, S> {
             const int64_t begin = c * plan.chunk_nodes, end = smaller<int64_t>(n, begin + plan.chunk_nodes);
             for (int64_t i = begin; i < end; ++i)
                 for (int a = 0; a < q0; ++a) {
-                    if (i % plan.group == 0) before[a] = WideNumber<P>::of(splat<P>(1));
                     wide_at(plan.before)[i * q0 + a] = before[a];
                     before[a].multiply(at(plan.factor)[i * q0 + a]);
                 }
@@ -105,7 +104,6 @@ template <class P, class Out, int S> struct Infer : Passes<P, S> {
                 V* factor = at(plan.factor) + i * q0;
                 for (int a = 0; a < q0; ++a) {
                     const WideNumber<P> left = product[a];
-                    if ((i + 1) % plan.group == 0) after[a] = WideNumber<P>::of(splat<P>(Numbers<T>::prior(m)[a]));
                     product[a] = after[a];
                     times<P>(product[a], left);
                     if (!call.causal) after[a].multiply(factor[a]);

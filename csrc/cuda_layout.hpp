@@ -44,8 +44,7 @@ template <class P> int64_t lay_out(const hf_model& m, const hf_infer_args& call,
     };
     if (plan.star) { // wide numbers first: they need the stricter alignment
         plan.group = power(m.arity, k - call.window);
-        plan.chunk_nodes = n;
-        // Groups are whole chunks, or chunks whole groups.
+        plan.chunk_nodes = plan.group; // a group is whole chunks
         while (n > 64 && plan.chunk_nodes > 1 && plan.chunk_nodes * kDeepThreads > n) plan.chunk_nodes /= m.arity;
         plan.chunks = n / plan.chunk_nodes;
         plan.product = take((q0 + 1) * per_wide);

@@ -259,6 +259,18 @@ template <class P, int S> struct Passes {
         return state().invalid ? NAN : log_of(evidence, state().total) + shift;
     }
 
+    // How many powers of two a window's classes stay behind what no single one may reach.
+    HF_INLINE int64_t disagreement(const WideNumber<P>* product) const {
+        const int q0 = m.alphabets[0];
+        int64_t reached = -(int64_t(1) << 30);
+        for (int a = 0; a < q0; ++a) {
+            WideNumber<P> x = product[a];
+            x.multiply(splat<P>(Numbers<T>::prior(m)[a]));
+            if (!is_zero(x.value)) reached = larger<int64_t>(reached, exponent_of<P>(x));
+        }
+        return exponent_of<P>(product[q0]) - reached;
+    }
+
     // Of all nodes of the star, or of each group of them: what a run of nodes has before it and after it.
     HF_INLINE void star_products(V* x, Watch<P>& watch) const {
         const int q0 = m.alphabets[0];
@@ -266,12 +278,15 @@ template <class P, int S> struct Passes {
         const WideNumber<P>* chunk = wide_at(plan.chunk);
         WideNumber<P>* product = wide_at(plan.product); // q0 + 1
         const bool below = state().danger;
-        for (int64_t c = 0; c < plan.chunks; ++c)
+        for (int64_t c = 0; c < plan.chunks; ++c) {
             for (int a = 0; a <= q0; ++a) {
                 if (c * plan.chunk_nodes % plan.group == 0) product[a] = WideNumber<P>::of(splat<P>(1));
                 if (plan.deepest > 0 && a < q0) wide_at(plan.prefix)[c * q0 + a] = product[a];
                 times<P>(product[a], chunk[c * (q0 + 1) + a]);
             }
+            if (call.window > 0 && below && (c + 1) * plan.chunk_nodes % plan.group == 0)
+                state().extra = larger(state().extra, disagreement(product));
+        }
         if (call.window == 0) {
             const int64_t best = exponent_of<P>(product[q0]);
             for (int a = 0; a < q0; ++a) product[a].multiply(splat<P>(prior[a]));

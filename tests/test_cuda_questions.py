@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import questions
 import test_agreement
+import test_truth_contexts
 from cases import PAIRS, Problem, problem
 from test_cuda_host import FUSED_ULPS
 from test_truth import DTYPES, EPS64, allowance, compare
@@ -114,6 +115,13 @@ SMALL = [(name, k) for name, k in PAIRS if name not in ("dense-q2-l3", "levels-4
 @pytest.mark.parametrize(("name", "k"), SMALL, ids=[f"{name}-k{k}" for name, k in SMALL])
 def test_enumeration(name: str, k: int, dtype: str) -> None:
     judge(name, k, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [2, 3])
+def test_windows_whose_classes_disagree(k: int, dtype: str) -> None:
+    """A window's root that is all but excluded, and asked for by its leaves, hundreds of orders below."""
+    test_truth_contexts.test_windows_whose_classes_disagree(k, dtype, BACKEND)
 
 
 def judge_single_fields(name: str, backend: str = BACKEND) -> None:
