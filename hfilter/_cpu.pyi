@@ -9,6 +9,7 @@ import typing
 __all__: list[str] = [
     "Model",
     "abi_version",
+    "choose",
     "extremes",
     "ieee_environment",
     "infer",
@@ -17,6 +18,7 @@ __all__: list[str] = [
     "philox",
     "restore_environment",
     "sample",
+    "tangent",
 ]
 
 class Model:
@@ -29,6 +31,27 @@ class Model:
         """
         Where its C struct lies, for module _cuda.
         """
+
+def choose(
+    isa: str,
+    model: Model,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    tokens: typing.Any,
+    mask: typing.Any,
+    log_fields: typing.Any,
+    value_bytes: typing.SupportsInt | typing.SupportsIndex,
+    log_evidence: typing.Any,
+    log_weight: typing.Any,
+    n_samples: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    levels: list,
+    status: typing.Any,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Trees drawn given the evidence of n rows, or the most probable ones.
+    """
 
 def extremes(values: typing.Any) -> tuple:
     """
@@ -52,6 +75,11 @@ def infer(
     root: typing.Any,
     beliefs: list,
     leave_one_out: typing.Any,
+    counts: typing.Any,
+    star_pairs: typing.Any,
+    causal: bool,
+    window: typing.SupportsInt | typing.SupportsIndex,
+    laws: typing.Any,
     status: typing.Any,
     num_threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
@@ -95,5 +123,20 @@ def sample(
     Draws n rows of the stream into the given levels.
     """
 
-abi_version: int = 2
+def tangent(
+    isa: str,
+    model: Model,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    known: tuple,
+    value_bytes: typing.SupportsInt | typing.SupportsIndex,
+    directions: tuple,
+    derivatives: tuple,
+    status: typing.Any,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Derivatives of the posteriors of n rows along directions.
+    """
+
+abi_version: int = 3
 max_arity: int = 32
