@@ -66,7 +66,15 @@ def functions() -> Any:
         def backward(ctx: Any, g: Any) -> Any:
             fields, rules, channels, prior = ctx.saved_tensors
             root, counts, pairs, leaves = Posterior.apply(
-                ctx.model, ctx.known, ctx.how, (), fields, rules, channels, prior
+                ctx.model,
+                ctx.known,
+                ctx.how,
+                (),
+                any(ctx.needs_input_grad[4:6]),
+                fields,
+                rules,
+                channels,
+                prior,
             )
             g = g.to(root.dtype)
             grads = [None] * 4
@@ -85,13 +93,14 @@ def functions() -> Any:
 
         @staticmethod
         def forward(
-            ctx: Any, model: TreeModel, known: Known, how: How, kept: tuple[int, ...], fields: Any, rules: Any,
-            channels: Any, prior: Any,
+            ctx: Any, model: TreeModel, known: Known, how: How, kept: tuple[int, ...], counted: bool, fields: Any,
+            rules: Any, channels: Any, prior: Any,
         ) -> Any:  # fmt: skip
             ctx.model, ctx.known, ctx.how, ctx.kept = model, known, how, kept
+            ctx.counted = counted
             ctx.save_for_backward(fields, rules, channels, prior)
             root, below, pairs, *beliefs = model._moments(
-                *_detached(known, fields), levels=kept, **_how(how)
+                *_detached(known, fields), levels=kept, counts=counted, **_how(how)
             )
             # A column for every rule of the grammar: those above the filter level come first.
             counts = root.new_zeros((len(root), model.grammar.n_rules))
@@ -109,22 +118,23 @@ def functions() -> Any:
             fields, rules, channels, prior = ctx.saved_tensors
             g_root, g_counts, g_pairs, *g_levels = g
             levels = dict(zip((ctx.model.depth, *ctx.kept), g_levels, strict=True))
+            star = ctx.counted and ctx.model.filter_level > 0
             directions = Directions(
                 {0: g_root[:, None], **levels},
-                g_counts,
-                None if ctx.model.filter_level == 0 else g_pairs,
+                g_counts if ctx.counted else None,
+                g_pairs if star else None,
             )
             moved = rates_of(ctx.model, _detached(ctx.known, fields), directions, *ctx.how)
             grads = [None] * 4
-            if ctx.needs_input_grad[4]:
-                grads[0] = moved.leaves.to(fields.dtype)
             if ctx.needs_input_grad[5]:
-                grads[1] = moved.counts.sum(0).to(rules)
+                grads[0] = moved.leaves.to(fields.dtype)
             if ctx.needs_input_grad[6]:
-                grads[2] = _over(moved.pairs.sum(0).to(channels), channels)
+                grads[1] = moved.counts.sum(0).to(rules)
             if ctx.needs_input_grad[7]:
+                grads[2] = _over(moved.pairs.sum(0).to(channels), channels)
+            if ctx.needs_input_grad[8]:
                 grads[3] = moved.root.sum(0).to(prior)
-            return (None, None, None, None, *grads)
+            return (None, None, None, None, None, *grads)
 
     def over(pairs: Any, channels: Any) -> Any:
         """Derivative by a channel's entry from that by its logarithm; an entry that is 0 stays so."""
@@ -146,10 +156,17 @@ def functions() -> Any:
         return LogEvidence.apply(model, known, how, *arguments(model, known, rules, prior, how))
 
     def posterior(
-        model: TreeModel, known: Known, rules: Any, prior: Any, how: How, kept: tuple[int, ...]
+        model: TreeModel,
+        known: Known,
+        rules: Any,
+        prior: Any,
+        how: How,
+        kept: tuple[int, ...],
+        counted: bool,
     ) -> tuple[Any, ...]:
+        counted = counted or rules is not None
         root, counts, _, leaves, *levels = Posterior.apply(
-            model, known, how, kept, *arguments(model, known, rules, prior, how)
+            model, known, how, kept, counted, *arguments(model, known, rules, prior, how)
         )
         return root, counts, leaves, *levels
 

@@ -33,13 +33,13 @@ class Directions(NamedTuple):
     """Rates of the logarithm of evidence, tensors of n rows."""
 
     levels: dict[int, Any]  # of symbols of a level's nodes (n, nodes, q_d); root and leaves always
-    rules: Any  # (n, n_rules)
+    rules: Any  # (n, n_rules), or None: neither they nor the channels, and no derivatives of their uses
     channels: Any  # (n, nodes, q_0, q_k) of a star's channels, or None
 
     def rows(self, part: Any) -> Directions:
         """Those of some of the rows."""
-        channels = None if self.channels is None else self.channels[part]
-        return Directions({d: x[part] for d, x in self.levels.items()}, self.rules[part], channels)
+        rules, channels = (None if x is None else x[part] for x in (self.rules, self.channels))
+        return Directions({d: x[part] for d, x in self.levels.items()}, rules, channels)
 
 
 class Moved(NamedTuple):
@@ -84,14 +84,15 @@ def _by_kernel(
     levels: list[Any] = [None] * (model.depth + 1)
     levels[model.depth] = np.empty((n, model.n_leaves, model.vocab_size), kind)
     root, counts = np.empty((n, model.n_classes), kind), np.zeros((n, model.grammar.n_rules), kind)
-    below = np.empty((n, model.n_counts), kind) if model.n_counts else None
-    star = model.filter_level > 0
+    counted = directions.rules is not None
+    below = np.empty((n, model.n_counts), kind) if model.n_counts and counted else None
+    star = model.filter_level > 0 and counted
     pairs = np.empty((n, *model.channels.shape) if star else (n, 0), kind)
     status = np.empty(n, np.uint8)
     runner._call(
         _cpu.tangent, compiled_model(model), n, (evidence.tokens, evidence.mask, evidence.log_fields),
         kind.itemsize,
-        (rates, given(directions.rules[:, first:]) if model.n_counts else None, given(directions.channels)),
+        (rates, None if below is None else given(directions.rules[:, first:]), given(directions.channels)),
         (None, root, levels, below, pairs if star else None), status, num_threads,
     )  # fmt: skip
     if below is not None:
@@ -162,7 +163,7 @@ def _in_torch(
     leaves, mask, fields = known
     widest = max(model.grammar.table(d).n_rules for d in range(model.depth))
     rows = max(1, _BLOCK // (model.n_leaves * max(widest, model.vocab_size)))
-    n = len(directions.rules)
+    n = len(directions.levels[0])
     parts = []
     for begin in range(0, max(n, 1), rows):
         part = slice(begin, begin + rows)
@@ -187,7 +188,9 @@ def _passes(torch: Any, model: TreeModel, h: Any, directions: Directions) -> Mov
     k, depth = model.filter_level, model.depth
     device, n = h.device, len(h)
     level = {d: _Level(torch, model.grammar.table(d), device) for d in range(k, depth)}
-    rule_rates = _split(model, directions.rules.double())
+    counted = directions.rules is not None
+    nothing = torch.zeros((n, model.grammar.n_rules), dtype=h.dtype, device=device)
+    rule_rates = _split(model, directions.rules.double() if counted else nothing)
     given = {d: x.double() for d, x in directions.levels.items()}
 
     # Up: what the rules carry, each rule's share given its parent, and expected rates.
@@ -205,7 +208,9 @@ def _passes(torch: Any, model: TreeModel, h: Any, directions: Directions) -> Mov
         terms = channels + nu[k][:, :, None]  # (n, nodes, q_0, q_k)
         factor = terms.logsumexp(-1)
         star = (terms - factor[..., None]).exp().nan_to_num(0.0)
-        star_rate = directions.channels.double() + rho[k][:, :, None]
+        star_rate = rho[k][:, :, None].expand_as(star)
+        if directions.channels is not None:
+            star_rate = star_rate + directions.channels.double()
         star_mean = (star * star_rate).sum(-1)
         weights, moves = prior + factor.sum(1), given[0].flatten(1) + star_mean.sum(1)
     else:
@@ -228,7 +233,7 @@ def _passes(torch: Any, model: TreeModel, h: Any, directions: Directions) -> Mov
         change = moved[..., parents] * share[d] + used * rate[d]
         columns[d] += change.sum(1)
         belief, moved = level[d].by_child(used), level[d].by_child(change)
-    return Moved(moved_root, moved, counts, pairs)
+    return Moved(moved_root, moved, counts, pairs if counted else pairs[:, :0].flatten(1))
 
 
 def _split(model: TreeModel, x: Any) -> dict[int, Any]:

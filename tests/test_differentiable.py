@@ -146,6 +146,26 @@ def test_kernel_and_torch_text_agree(name: str, k: int) -> None:
                 torch.testing.assert_close(x.double(), y, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(("name", "k"), PLACES)
+@pytest.mark.parametrize("backend", [None, "python"])
+def test_without_counts_the_beliefs_and_their_gradients_are_the_same(
+    name: str, k: int, backend: str | None
+) -> None:
+    model = make(name, k)
+    fields = double((5, model.n_leaves, model.vocab_size), 6)
+    every, few = (
+        posterior(model, log_fields=fields, counts=counts, backend=backend)
+        for counts in (True, False)
+    )
+    assert few.counts is None
+    gradients = [
+        torch.autograd.grad(x.leaves.square().sum() + x.root[:, 0].sum(), fields)[0]
+        for x in (every, few)
+    ]
+    torch.testing.assert_close(few.leaves, every.leaves, rtol=0, atol=1e-14)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
+
+
 def test_contradictory_fields_keep_their_gradients() -> None:
     """Fields of ±1e6 nats leave every range; covariances of what is certain are zero, not NaN."""
     model = make("deep", 0)

@@ -88,12 +88,19 @@ class Counts(Door):
         return wrap(total)
 
     def _moments(
-        self, leaves: Any, mask: Any, log_fields: Any, *, levels: Iterable[int], **options: Any
+        self,
+        leaves: Any,
+        mask: Any,
+        log_fields: Any,
+        *,
+        levels: Iterable[int],
+        counts: bool,
+        **options: Any,
     ) -> tuple[Any, ...]:
         """First derivatives of the log-evidence: of the root's, the rules', the star's and the leaves' weights.
 
-        (root, counts or None, pairs or None, leaves, *levels), in the caller's library. Counts have columns for
-        the rules below the filter level: those above it act through the star.
+        (root, counts or None, pairs or None, leaves, *levels), in the caller's library. Counts, if they are
+        asked for, have columns for the rules below the filter level: those above it act through the star.
         """
         question = (
             leaves,
@@ -102,7 +109,8 @@ class Counts(Door):
             *(options[x] for x in ("dtype", "backend", "num_threads")),
         )
         kept = {self.depth, *levels}
-        out, wrap = self._ask(*question, root=True, levels=kept, **self._count_outputs)
+        more = self._count_outputs if counts else {}
+        out, wrap = self._ask(*question, root=True, levels=kept, **more)
         beliefs = [present(out.beliefs[d]) for d in (self.depth, *levels)]
         every = (present(out.root), out.counts, out.star_pairs, *beliefs)
         return tuple(None if x is None else wrap(x) for x in every)
