@@ -97,6 +97,20 @@ def test_fields(name: str, k: int, dtype: str, backend: str) -> None:
         judge(p.model, e.answer, dtype, atol, kind, log_fields=e.log_fields, backend=backend)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "k"), PAIRS, ids=PAIR_IDS)
+def test_tokens_masks_and_fields_in_one_row(name: str, k: int, dtype: str) -> None:
+    """A third of the leaves is seen, a third hidden, a third known by soft fields."""
+    p = problem(name, k)
+    rng = np.random.default_rng(p.seed + 2)
+    leaves = p.law.draw(6, rng)
+    soft = rng.normal(size=(*leaves.shape, p.q)) * 3
+    seen = np.where(leaves[..., None] == np.arange(p.q), 0.0, -np.inf)
+    kind = rng.integers(3, size=leaves.shape)[..., None]
+    mixed = np.where(kind == 0, seen, np.where(kind == 1, 0.0, soft))
+    judge(p.model, p.law.infer(mixed), dtype, allowance(dtype, mixed), log_fields=mixed)
+
+
 @pytest.mark.parametrize("kind", ["soft", "zeros", "spread-300"])
 def test_float32_fields(kind: str, backend: str) -> None:
     """Fields given as float32 are taken at their value: no second rounding."""

@@ -180,11 +180,13 @@ class Door(TreeStructure):
 
 
 def present(x: Array | None) -> Array:
+    """An output that was asked for, which is therefore there."""
     assert x is not None
     return x
 
 
 def runner_for(backend: str | None, num_threads: int | None) -> tuple[Backend, int]:
+    """The backend that serves a call, and on how many threads."""
     threads = (
         default_threads() if num_threads is None else check_int("num_threads", num_threads, 1, 1024)
     )
