@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.masks import HELD_OUT_START
 
 __all__ = ["TrainConfig", "log_spaced"]
+
+_CHOICES = {
+    "schedule": ("constant", "cosine", "linear", "trapezoid"),
+    "optimiser": ("adamw", "muon"),
+    "targets": ("labels", "posterior"),
+    "precision": ("float32", "bfloat16", "float16"),
+}
 
 
 @dataclass(frozen=True)
@@ -20,28 +27,52 @@ class TrainConfig:
     ----------
     steps
         Number of updates.
-    batch_size, lr
-        Sequences per update and peak learning rate.
-    schedule, warmup, final_lr
-        The rate climbs linearly over ``warmup`` steps, then stays (``"constant"``) or falls along
-        half a cosine to ``final_lr * lr`` at the last step (``"cosine"``).
-    weight_decay, clip
-        AdamW's decay (0 makes it Adam) and the bound on the gradient's norm (``None``: no bound).
+    batch_size
+        Sequences per update; with several processes, of all of them together.
+    optimiser, lr, muon_lr, betas, weight_decay
+        ``"adamw"``, or ``"muon"``: orthogonalised momentum for the matrices inside the layers, at
+        the peak rate ``muon_lr`` (``lr`` unless given; its updates have the size of AdamW's), and
+        AdamW at the peak rate ``lr`` for everything else. A decay of 0 makes AdamW Adam.
+    schedule, warmup, cooldown, final_lr
+        The rates climb linearly over ``warmup`` steps, then stay (``"constant"``), or fall to
+        ``final_lr`` times their peak at the last step: along half a cosine (``"cosine"``), along
+        a line (``"linear"``), or along a line over the last ``cooldown`` steps (``"trapezoid"``).
+    clip
+        Bound on the gradient's norm (``None``: no bound).
     mask_rate
-        ``None``: one hidden leaf per sequence; see :func:`hfilter.learn.data.draw_masks`. The
-        held-out set is masked likewise.
+        For masked leaves. ``None``: one hidden leaf per sequence; see
+        :func:`hfilter.learn.masks.draw_masks`. The held-out set is masked likewise.
     train_mask_rate
         Another rate for the training batches only, ``mask_rate`` unless given.
+    ancestor_level
+        For the task ``"ancestor"``, and needed there: level of the ancestors to be named.
+    targets, target_level
+        ``"labels"``: what was drawn. ``"posterior"``: the exact law of each scored token given what
+        the network sees, by BP of filter level ``target_level`` (the data's own unless given).
+    train_size
+        ``None``: fresh sequences at every step. P: the same P sequences over and over, each epoch
+        in an order of its own; masks are drawn anew at every presentation.
     seed, data_seed, data_start
         ``seed`` decides initial weights and dropout; rows and masks are rows ``data_start …`` of
         the stream of ``data_seed`` (``seed`` unless given).
+    frozen
+        Names of parameters that stay as they are, see :mod:`hfilter.learn.freezing`.
     eval_every, eval_at
         Evaluate every so many steps, or at exactly these (see :func:`log_spaced`); step 0 and the
         last always.
     n_eval
         Sequences of the held-out set.
-    checkpoint_every
-        Steps between checkpoints; the last step always has one.
+    stop_at
+        Stop at the first evaluation where KL(BP || network) is below this fraction of the exact
+        floor, BP being that of the data: 0.01 asks for an excess cross-entropy below 1 %.
+    checkpoint_every, checkpoint_at
+        Steps between checkpoints to resume from, of which the latest stays and the last step always
+        has one; and steps whose encoder is kept for good, as ``checkpoints/step-0000100.safetensors``.
+    tensorboard
+        Write the log as TensorBoard's event files too (needs the package tensorboard).
+    precision, compile
+        ``"bfloat16"`` and ``"float16"`` (with a loss scale) run the matrix products in that type;
+        weights stay float32. ``compile`` sends the encoder through ``torch.compile``.
     threads, device
         torch's threads and the device to train on. One thread is right for encoders as small as
         these: more gain little, and lose tenfold on a busy machine. Raise it on idle cores for
@@ -55,13 +86,13 @@ class TrainConfig:
     Notes
     -----
     Source of the defaults: Garnier-Brun et al. 2024, arXiv 2408.15138, appendix (Adam, rate 1e-4,
-    batches of 32).
+    batches of 32). Muon: Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982 (size of updates).
     """
 
     steps: int
     batch_size: int = 32
     lr: float = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "constant"
     warmup: int = 0
     final_lr: float = 0.0
     weight_decay: float = 0.0
@@ -77,34 +108,90 @@ class TrainConfig:
     checkpoint_every: int = 1000
     threads: int | None = 1
     device: str = "cpu"
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    muon_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    cooldown: int = 0
+    ancestor_level: int | None = None
+    targets: Literal["labels", "posterior"] = "labels"
+    target_level: int | None = None
+    train_size: int | None = None
+    frozen: tuple[str, ...] = ()
+    stop_at: float | None = None
+    checkpoint_at: tuple[int, ...] = ()
+    tensorboard: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("warmup", "seed", "data_start", "final_lr", "weight_decay"):
-            _at_least(name, getattr(self, name), 0)
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ArgumentError(f"lr must be positive and finite, got {self.lr}")
-        for name in ("mask_rate", "train_mask_rate"):
-            rate = getattr(self, name)
-            if rate is not None and not 0.0 < rate <= 1.0:
-                raise ArgumentError(f"{name} must be None or in (0, 1], got {rate}")
-        if self.clip is not None and not self.clip > 0:
-            raise ArgumentError(f"clip must be None or positive, got {self.clip}")
-        if self.schedule not in ("constant", "cosine"):
-            raise ArgumentError(f'schedule must be "constant" or "cosine", got {self.schedule!r}')
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1)
-        if self.eval_at is not None:
-            object.__setattr__(self, "eval_at", tuple(int(t) for t in self.eval_at))
-            if any(not 0 <= t <= self.steps for t in self.eval_points()):
-                raise ArgumentError(f"eval_at must lie in 0 … {self.steps}, got {self.eval_at}")
-        end = self.data_start + self.steps * self.batch_size
+            _whole(name, getattr(self, name), 1)
+        for name in ("warmup", "cooldown", "seed", "data_start"):
+            _whole(name, getattr(self, name), 0)
+        for name, low in (
+            ("data_seed", 0),
+            ("threads", 1),
+            ("train_size", 1),
+            ("ancestor_level", 0),
+            ("target_level", 0),
+        ):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), low)
+        self._check_numbers()
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                wanted = ", ".join(f'"{a}"' for a in allowed)
+                raise ArgumentError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        for name in ("eval_at", "checkpoint_at"):
+            self._check_steps(name)
+        if self.cooldown and self.schedule != "trapezoid":
+            raise ArgumentError(
+                f'cooldown has a meaning for schedule="trapezoid" only, got {self.schedule!r}'
+            )
+        if self.warmup + self.cooldown > self.steps and self.cooldown:
+            raise ArgumentError(
+                f"warmup + cooldown must be at most steps = {self.steps}, "
+                f"got {self.warmup} + {self.cooldown}"
+            )
+        if self.muon_lr is not None and self.optimiser != "muon":
+            raise ArgumentError('muon_lr has a meaning for optimiser="muon" only; leave it out')
+        if self.target_level is not None and self.targets != "posterior":
+            raise ArgumentError('target_level needs targets="posterior"; leave it out, or say so')
+        if isinstance(self.frozen, str) or not all(isinstance(f, str) for f in self.frozen):
+            raise ArgumentError(f"frozen must be a tuple of names, got {self.frozen!r}")
+        object.__setattr__(self, "frozen", tuple(self.frozen))
+        end = self.data_start + (self.train_size or self.steps * self.batch_size)
         if end > HELD_OUT_START:
             raise ArgumentError(
                 f"training rows must end before the held-out rows (2^48), they end at {end}; "
                 "use fewer steps or another data_seed"
             )
+
+    def _check_numbers(self) -> None:
+        for name in ("lr", "muon_lr", "clip", "stop_at"):
+            value = getattr(self, name)
+            if value is None and name != "lr":
+                continue
+            if not (value > 0 and (math.isfinite(value) or name == "clip")):
+                raise ArgumentError(f"{name} must be positive and finite, got {value}")
+        for name in ("final_lr", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ArgumentError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("mask_rate", "train_mask_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0.0 < rate <= 1.0:
+                raise ArgumentError(f"{name} must be None or in (0, 1], got {rate}")
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
+            raise ArgumentError(f"betas must be two numbers in [0, 1), got {self.betas}")
+
+    def _check_steps(self, name: str) -> None:
+        given = getattr(self, name)
+        if given is None:
+            return
+        object.__setattr__(self, name, tuple(int(t) for t in given))
+        if any(not 0 <= t <= self.steps for t in getattr(self, name)):
+            raise ArgumentError(f"{name} must lie in 0 … {self.steps}, got {given}")
 
     def eval_points(self) -> set[int]:
         """Steps after which the network is evaluated."""
@@ -122,13 +209,54 @@ class TrainConfig:
         >>> [round(config.learning_rate(t), 3) for t in (0, 9, 10, 55, 99)]
         [0.1, 1.0, 1.0, 0.5, 0.0]
         """
+        return self.lr * self.rate_factor(step)
+
+    def rate_factor(self, step: int) -> float:
+        """The part of its peak that every learning rate has at update ``step``.
+
+        Examples
+        --------
+        >>> config = TrainConfig(steps=8, schedule="trapezoid", warmup=2, cooldown=4)
+        >>> [config.rate_factor(t) for t in range(9)]
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+        """
         if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
+            return (step + 1) / self.warmup
         if self.schedule == "constant":
-            return self.lr
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        fall = 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.lr * (self.final_lr + (1.0 - self.final_lr) * fall)
+            return 1.0
+        first = self.steps - self.cooldown if self.schedule == "trapezoid" else self.warmup
+        done = max(0.0, (step - first) / max(1, self.steps - first))
+        left = 0.5 * (1.0 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0 - done
+        return self.final_lr + (1.0 - self.final_lr) * left
+
+    def rescaled(self, steps: int) -> TrainConfig:
+        """The same run stretched or shrunk to ``steps`` updates: every step number in proportion.
+
+        Examples
+        --------
+        >>> config = TrainConfig(steps=1000, warmup=100, eval_at=(1, 10, 1000), checkpoint_at=(500,))
+        >>> short = config.rescaled(100)
+        >>> short.warmup, short.eval_at, short.checkpoint_at
+        (10, (1, 100), (50,))
+        """
+        part = steps / self.steps
+        if part == 1:
+            return self
+
+        def moved(points: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(sorted({min(steps, max(min(t, 1), round(t * part))) for t in points}))
+
+        warmup = min(round(self.warmup * part), steps)
+        return replace(
+            self,
+            steps=steps,
+            warmup=warmup,
+            cooldown=min(round(self.cooldown * part), steps - warmup),
+            eval_at=None if self.eval_at is None else moved(self.eval_at),
+            eval_every=max(1, round(self.eval_every * part)),
+            checkpoint_at=moved(self.checkpoint_at),
+            checkpoint_every=max(1, min(self.checkpoint_every, steps)),
+        )
 
 
 def log_spaced(steps: int, n: int) -> tuple[int, ...]:
@@ -144,6 +272,6 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
     return tuple(sorted({round(steps ** (i / (n - 1))) for i in range(n)}))
 
 
-def _at_least(name: str, value: float, low: int) -> None:
-    if not value >= low:
-        raise ArgumentError(f"{name} must be at least {low}, got {value}")
+def _whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ArgumentError(f"{name} must be at least {low} and whole, got {value!r}")

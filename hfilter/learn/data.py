@@ -1,14 +1,15 @@
 """Training batches as a pure function of (seed, step): no files, no worker processes.
 
-Batch ``t`` is the rows ``start + t B … start + (t + 1) B - 1`` of the model's sampling stream,
-and the masks are a function of (mask seed, row) likewise. A run that resumes at step ``t`` asks
-for batch ``t`` and has what the uninterrupted run had.
+Presentation ``i`` = 0, 1, 2, … is row ``start + i`` of the model's sampling stream, or of a fixed
+set of P rows number ``i mod P`` in the order of epoch ``i // P``; its mask is a function of (mask
+seed, ``start + i``). Batch ``t`` is presentations ``t B … (t + 1) B - 1``. A run that resumes at step
+``t`` asks for batch ``t`` and has what the uninterrupted run had, and so has each of several processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,19 +22,21 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
+from hfilter.checks import check_int
 from hfilter.errors import ArgumentError
-from hfilter.learn.masks import HELD_OUT_START, draw_masks
+from hfilter.learn.laws import TaskName, check_task, exact_law
+from hfilter.learn.masks import HELD_OUT_START, draw_masks, epoch_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hfilter.exact import TreeModel
 
-TaskName = Literal["mlm", "root"]
+__all__ = ["Batch", "FreshBatches", "TaskName", "make_batch"]
 
-_PREFETCH_ROWS = (
-    8192  # a call of the sampler costs far less than these rows, which still fit a cache
-)
+# A call of the sampler costs far less than so many rows, which still fit a cache.
+_PREFETCH_ROWS = 8192
+_PREFETCH_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)  # == of tensors is no truth value: equal is identical
@@ -45,22 +48,32 @@ class Batch:
     tokens : (B, L) int64
         What the network sees; hidden leaves hold the mask token q.
     mask : (B, L) bool
-        True where a leaf is hidden and to be predicted; all False for the root task.
+        True where a leaf is scored: the hidden ones for ``"mlm"``, all for ``"causal"`` and
+        ``"ancestor"``, none for ``"root"``.
     targets : int64
-        (B, L) true leaves for ``"mlm"``, (B,) root symbols for ``"root"``.
+        (B, L) true leaves, or their ancestors for ``"ancestor"``; (B,) roots for ``"root"``.
     roots : (B,) int64
         Root symbols, whatever the task.
+    labels : (m,) int64
+        The targets that are scored, in row-major order.
+    where : (m,) int64 or None
+        Their places in the flattened batch; ``None``: all of them.
+    law : (m, q) float32 or None
+        Exact law of each of them, where that is the target; rows of zeros where it does not exist.
     """
 
     tokens: Tensor
     mask: Tensor
     targets: Tensor
     roots: Tensor
+    labels: Tensor
+    where: Tensor | None = None
+    law: Tensor | None = None
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
-        tensors = (self.tokens, self.mask, self.targets, self.roots)
-        return Batch(*(t.to(device) for t in tensors))
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if t is None else t.to(device) for t in tensors))  # type: ignore[arg-type]
 
 
 class FreshBatches:
@@ -73,11 +86,12 @@ class FreshBatches:
     batch_size
         Rows per batch, B.
     task
-        ``"mlm"`` or ``"root"``.
+        ``"mlm"``, ``"root"``, ``"causal"`` or ``"ancestor"``.
     seed, start
         Seed and first row of the sampling stream.
     mask_rate, mask_seed
-        See :func:`draw_masks`; ``mask_seed`` is ``seed`` unless given.
+        See :func:`hfilter.learn.masks.draw_masks`; ``mask_seed`` is ``seed`` unless given. The
+        tasks that need no mask hide nothing without a rate, and leaves at this rate with one.
     n_batches
         Number of batches; ``None`` for an endless source.
     prefetch
@@ -85,6 +99,15 @@ class FreshBatches:
         about 8 192 rows.
     device
         Where the batches are put.
+    ancestor_level
+        Level of the ancestors, for ``"ancestor"``.
+    targets, target_level
+        ``"posterior"`` computes the exact law of every scored token, by BP of filter level
+        ``target_level`` (the model's own unless given).
+    train_size
+        P, to present the same P rows over and over, each epoch in an order of its own.
+    rank, world
+        Of several processes: rows ``rank B / world …`` of each batch of B are this one's.
 
     Raises
     ------
@@ -99,6 +122,9 @@ class FreshBatches:
     >>> batch = batches.batch(1000)          # any step, in any order
     >>> batch.tokens.shape, batch.mask.sum().item()
     (torch.Size([32, 8]), 32)
+    >>> exact = FreshBatches(model, batch_size=32, seed=7, targets="posterior")
+    >>> exact.batch(1000).law.shape          # BP's law of the 32 hidden leaves
+    torch.Size([32, 4])
     """
 
     def __init__(
@@ -114,30 +140,65 @@ class FreshBatches:
         n_batches: int | None = None,
         prefetch: int | None = None,
         device: str | torch.device = "cpu",
+        ancestor_level: int | None = None,
+        targets: Literal["labels", "posterior"] = "labels",
+        target_level: int | None = None,
+        train_size: int | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
-        if task not in ("mlm", "root"):
-            raise ArgumentError(f'task must be "mlm" or "root", got {task!r}')
+        check_task(model, task, ancestor_level)
         if n_batches is not None and n_batches < 0:
             raise ArgumentError(f"n_batches must be None or at least 0, got {n_batches}")
         if prefetch is not None and prefetch < 1:
             raise ArgumentError(f"prefetch must be None or at least 1, got {prefetch}")
         if start < 0:
             raise ArgumentError(f"start must be at least 0, got {start}")
+        if targets not in ("labels", "posterior"):
+            raise ArgumentError(f'targets must be "labels" or "posterior", got {targets!r}')
+        if train_size is not None:
+            check_int("train_size", train_size, 1)
+            if start < HELD_OUT_START < start + train_size:
+                raise ArgumentError(
+                    f"start + train_size must be at most 2^48, where the held-out rows begin, got "
+                    f"{start} + {train_size}; use another seed"
+                )
+        if not 0 <= rank < world or batch_size % world:
+            raise ArgumentError(
+                f"batch_size must be a multiple of the {world} processes, whose rank is below "
+                f"their number; got batch_size {batch_size} and rank {rank}"
+            )
         self.model = model
         self.batch_size = batch_size
-        self.task = task
+        self.task: TaskName = task
         self.seed = seed
         self.start = start
         self.mask_rate = mask_rate
         self.mask_seed = seed if mask_seed is None else mask_seed
         self.n_batches = n_batches
-        self.prefetch = prefetch or max(1, _PREFETCH_ROWS // batch_size)
-        self.device = device
-        self._chunk: tuple[int, Any, NDArray[np.bool_] | None] | None = None
-        if task == "mlm":
+        widest = min(_PREFETCH_ROWS, max(1, _PREFETCH_TOKENS // model.n_leaves))
+        self.prefetch = prefetch or max(1, widest // batch_size)
+        self.device = torch.device(device)
+        self.ancestor_level = ancestor_level
+        self.train_size = train_size
+        self.rank, self.world = rank, world
+        self.judge: TreeModel | None = None
+        if targets == "posterior":
+            level = check_int("target_level", model.filter_level if target_level is None
+                              else target_level, 0, model.depth)  # fmt: skip
+            self.judge = model.filtered(level)
+            check_task(self.judge, task, ancestor_level)
+        self._chunk: tuple[int, Batch, list[int]] | None = None
+        self._fixed: Any = None
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        if self._masked:
             draw_masks(0, model.n_leaves, self.mask_seed, 0, mask_rate)  # fail now, not at step 0
+
+    @property
+    def _masked(self) -> bool:
+        return self.task == "mlm" or self.mask_rate is not None
 
     def __len__(self) -> int:
         if self.n_batches is None:
@@ -172,30 +233,93 @@ class FreshBatches:
                 "use another seed"
             )
         number, within = divmod(step, self.prefetch)
-        chunk = self._chunk
-        if chunk is None or chunk[0] != number:
-            chunk = (number, *self._draw(number))
-            self._chunk = chunk
-        rows = slice(within * self.batch_size, (within + 1) * self.batch_size)
-        _, sample, masks = chunk
-        mask = None if masks is None else masks[rows]
-        batch = make_batch(
-            sample.leaves[rows], sample.roots[rows], mask, self.model.mask_token, self.task
+        if self._chunk is None or self._chunk[0] != number:
+            self._chunk = None  # the old one may go before the new one comes
+            self._chunk = (number, *self._draw(number))
+        _, chunk, bounds = self._chunk
+        size = self.batch_size // self.world
+        rows = slice(within * size, (within + 1) * size)
+        tokens = slice(bounds[within], bounds[within + 1])
+        return Batch(
+            chunk.tokens[rows],
+            chunk.mask[rows],
+            chunk.targets[rows],
+            chunk.roots[rows],
+            chunk.labels[tokens],
+            None if chunk.where is None else chunk.where[tokens],
+            None if chunk.law is None else chunk.law[tokens],
         )
-        return batch if str(self.device) == "cpu" else batch.to(self.device)
 
-    def _draw(self, number: int) -> tuple[Any, NDArray[np.bool_] | None]:
+    def _draw(self, number: int) -> tuple[Batch, list[int]]:
+        """The batches of one chunk as one, and where the scored tokens of each begin."""
         n_batches = self.prefetch
+        first = number * self.prefetch
         if self.n_batches is not None:
-            n_batches = min(n_batches, self.n_batches - number * self.prefetch)
-        n = n_batches * self.batch_size
-        first = self.start + number * self.prefetch * self.batch_size
-        if self.start < HELD_OUT_START < first + n:
-            n = (HELD_OUT_START - first) // self.batch_size * self.batch_size  # see `batch`
-        sample = self.model.sample(n, seed=self.seed, start=first)
+            n_batches = min(n_batches, self.n_batches - first)
+        if self.start < HELD_OUT_START:  # see `batch`
+            n_batches = min(n_batches, (HELD_OUT_START - self.start) // self.batch_size - first)
+        size = self.batch_size // self.world
+        if self.world == 1:
+            ranges = [(first * size, n_batches * size)]
+        else:
+            steps = range(first, first + n_batches)
+            ranges = [(t * self.batch_size + self.rank * size, size) for t in steps]
+        rows = [self._rows(i, n) for i, n in ranges]
+        leaves, roots, targets = (np.concatenate(part) for part in zip(*rows, strict=True))
+        hidden = None
+        if self._masked:
+            length, rate = self.model.n_leaves, self.mask_rate
+            hidden = np.concatenate(
+                [draw_masks(n, length, self.mask_seed, self.start + i, rate) for i, n in ranges]
+            )
+        chunk = make_batch(leaves, roots, hidden, self.model.mask_token, self.task, targets)
+        bounds = [0, *(chunk.mask.view(n_batches, -1).sum(1).cumsum(0).tolist())]
+        where = chunk.where
+        if where is not None:
+            where = where % (size * self.model.n_leaves)
         if self.task == "root":
-            return sample, None
-        return sample, draw_masks(n, self.model.n_leaves, self.mask_seed, first, self.mask_rate)
+            bounds = [i * size for i in range(n_batches + 1)]
+        law = None
+        if self.judge is not None:
+            found = exact_law(self.judge, self.task, leaves, hidden,
+                              ancestor_level=self.ancestor_level, dtype="float32")  # fmt: skip
+            law = torch.from_numpy(np.nan_to_num(found, copy=False, nan=0.0))
+        chunk = Batch(chunk.tokens, chunk.mask, chunk.targets, chunk.roots, chunk.labels, where, law)
+        return (chunk if self.device.type == "cpu" else chunk.to(self.device)), bounds
+
+    def _rows(self, first: int, n: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Leaves, roots and targets of presentations ``first … first + n - 1``."""
+        if self.train_size is None:
+            return self._sample(self.start + first, n)
+        if self._fixed is None:
+            self._fixed = self._sample(self.start, self.train_size)
+        picks = []
+        while n:
+            epoch, within = divmod(first, self.train_size)
+            if self._order is None or self._order[0] != epoch:
+                self._order = (epoch, epoch_order(self.train_size, self.seed, epoch))
+            picks.append(self._order[1][within : within + n])
+            first, n = first + len(picks[-1]), n - len(picks[-1])
+        chosen = np.concatenate(picks)
+        leaves, roots, targets = self._fixed
+        return leaves[chosen], roots[chosen], targets[chosen]
+
+    def _sample(self, first: int, n: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        level = self.ancestor_level
+        sample = self.model.sample(
+            n, seed=self.seed, start=first, levels=None if level is None else [level]
+        )
+        return sample.leaves, sample.roots, task_targets(self.task, sample, level)
+
+
+def task_targets(task: TaskName, sample: Any, ancestor_level: int | None) -> NDArray[Any]:
+    """What is to be named: (n, L) leaves or ancestors, or (n,) roots, of a drawn sample."""
+    if task == "root":
+        return np.asarray(sample.roots)
+    if task != "ancestor":
+        return np.asarray(sample.leaves)
+    nodes = sample.levels[ancestor_level]
+    return np.repeat(nodes, sample.leaves.shape[1] // nodes.shape[1], axis=1)
 
 
 def make_batch(
@@ -204,11 +328,38 @@ def make_batch(
     mask: NDArray[np.bool_] | None,
     mask_token: int,
     task: TaskName,
+    targets: NDArray[Any] | None = None,
 ) -> Batch:
-    """A :class:`Batch` from NumPy rows; ``mask`` is ignored by the root task."""
-    truth = torch.from_numpy(leaves.astype(np.int64))
+    """A :class:`Batch` from NumPy rows.
+
+    Parameters
+    ----------
+    leaves, roots : (n, L) and (n,) integer arrays
+        The truth.
+    mask : (n, L) bool array, optional
+        Leaves to hide; needed for ``"mlm"``, where they are what is scored.
+    mask_token
+        q.
+    task
+    targets : (n, L) integer array, optional
+        The ancestors, for ``"ancestor"``; the other tasks take theirs from the truth.
+    """
+    tokens = torch.from_numpy(leaves.astype(np.int64))
     root = torch.from_numpy(roots.astype(np.int64))
-    if task == "root" or mask is None:
-        return Batch(truth, torch.zeros(truth.shape, dtype=torch.bool), root, root)
-    hidden = torch.from_numpy(np.ascontiguousarray(mask))
-    return Batch(truth.masked_fill(hidden, mask_token), hidden, truth, root)
+    truth = tokens
+    if mask is not None:
+        hidden = torch.from_numpy(np.ascontiguousarray(mask))
+        tokens = tokens.masked_fill(hidden, mask_token)
+    if task == "root":
+        return Batch(tokens, torch.zeros(truth.shape, dtype=torch.bool), root, root, root)
+    if task == "ancestor":
+        if targets is None:
+            raise ArgumentError('the task "ancestor" needs targets, the ancestors (n, L)')
+        truth = torch.from_numpy(targets.astype(np.int64))
+    if task == "mlm":
+        if mask is None:
+            raise ArgumentError('the task "mlm" needs a mask: its hidden leaves are what is asked')
+        where = hidden.flatten().nonzero().squeeze(1)
+        return Batch(tokens, hidden, truth, root, truth.flatten()[where], where)
+    everywhere = torch.ones(truth.shape, dtype=torch.bool)
+    return Batch(tokens, everywhere, truth, root, truth.flatten())

@@ -1,9 +1,9 @@
-"""The two tasks, masked leaves and root, with their exact answers on a held-out set."""
+"""Scoring a network on its task, with the exact answers of a held-out set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,17 +17,14 @@ except ImportError as error:
     raise missing_package(error) from error
 
 from hfilter.errors import ArgumentError
-from hfilter.learn.data import Batch, TaskName, make_batch
+from hfilter.learn.data import Batch, TaskName, make_batch, task_targets
+from hfilter.learn.laws import check_task, exact_law, exact_levels, window_law
 from hfilter.learn.masks import HELD_OUT_START, draw_masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from hfilter.exact import TreeModel
-
-_BLOCK_ROWS = 8192  # rows per inference call while a held-out set is prepared
 
 
 def scored(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -36,23 +33,43 @@ def scored(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     logits : Tensor
-        (B, L, q) for masked leaves, (B, n_classes) for the root.
+        (B, L, q), or (B, n_classes) for the root.
     batch : Batch
 
     Returns
     -------
     logits : (m, q) Tensor
-        m hidden leaves in row-major order, or the B sequences.
+        m scored leaves in row-major order, or the B sequences.
     targets : (m,) Tensor
     """
     if logits.ndim == 3:
-        return logits[batch.mask], batch.targets[batch.mask]
-    return logits, batch.targets
+        logits = logits.flatten(0, 1)
+        if batch.where is not None:
+            logits = logits.index_select(0, batch.where)
+    return logits, batch.labels
 
 
 def task_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats over the scored tokens of a batch: a scalar, differentiable."""
-    return F.cross_entropy(*scored(logits, batch))
+    """Mean cross-entropy in nats over the scored tokens of a batch: a scalar, differentiable.
+
+    Against the exact laws where the batch has them, with the same minimum as against the truth and
+    without the truth's noise; otherwise against the labels.
+    """
+    rows, labels = scored(logits, batch)
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    if batch.law is None:
+        return F.cross_entropy(rows, labels)
+    law = batch.law.to(rows.dtype)
+    nats = law * F.log_softmax(rows, dim=-1)
+    return -torch.where(law > 0, nats, 0.0).sum() / n_scored(batch)
+
+
+def n_scored(batch: Batch) -> Tensor:
+    """How many tokens the loss of a batch is the mean of: those with a target. A scalar, float32."""
+    if batch.law is None:
+        return torch.tensor(float(len(batch.labels)), device=batch.labels.device)
+    return batch.law.sum().round().clamp_min(1.0)  # a law sums to one, or to zero if there is none
 
 
 @dataclass(frozen=True)
@@ -65,11 +82,15 @@ class Scores:
         On the sampled truth.
     kl : dict of float
         ``kl[k]`` = mean KL(BP_k || network) over the tokens where BP_k is defined.
+    kl_window : dict of float
+        ``kl_window[h]`` = mean KL(W_h || network), W_h being the exact law given only the leaf's
+        own subtree of height h; for masked leaves, and empty for other tasks.
     """
 
     cross_entropy: float
     accuracy: float
     kl: dict[int, float]
+    kl_window: dict[int, float] = field(default_factory=dict)
 
 
 class HeldOut:
@@ -80,16 +101,18 @@ class HeldOut:
     model : TreeModel
         The law of the data, at its own filter level.
     task
-        ``"mlm"`` or ``"root"``.
+        ``"mlm"``, ``"root"``, ``"causal"`` or ``"ancestor"``.
     n
         Number of sequences.
     seed, start
         Rows ``start …`` of the stream of ``seed``; by default far beyond any training row of the
         same seed, so that the set is disjoint from the training data by construction.
     mask_rate
-        As in training; ``None`` hides one leaf per sequence.
+        As in training; ``None`` hides one leaf per sequence for ``"mlm"``, none for other tasks.
     filter_levels
-        Which BP_k to compare with; all of 0 … depth by default.
+        Which BP_k to compare with; by default all of 0 … depth that can answer.
+    ancestor_level
+        Level of the ancestors, for ``"ancestor"``.
 
     Attributes
     ----------
@@ -98,6 +121,8 @@ class HeldOut:
     exact : dict of (m, q) float32 Tensor
         Per k, the posterior of every scored token; NaN rows where the evidence is impossible
         under k.
+    windows : dict of (m, q) float32 Tensor
+        Per height h, the law W_h of every hidden leaf, for ``"mlm"``.
     exact_cross_entropy, exact_accuracy : dict of float
         Per k, over the tokens where BP_k is defined; infinite where BP_k gives the truth
         probability zero. Ties of the argmax go to the lowest symbol.
@@ -125,23 +150,29 @@ class HeldOut:
         start: int = HELD_OUT_START,
         mask_rate: float | None = None,
         filter_levels: Sequence[int] | None = None,
+        ancestor_level: int | None = None,
     ) -> None:
         if n < 1:
             raise ArgumentError(f"n (held-out sequences) must be at least 1, got {n}")
-        levels = range(model.depth + 1) if filter_levels is None else filter_levels
-        sample = model.sample(n, seed=seed, start=start)
+        check_task(model, task, ancestor_level)
+        levels = exact_levels(model, ancestor_level) if filter_levels is None else filter_levels
+        above = None if ancestor_level is None else [ancestor_level]
+        sample = model.sample(n, seed=seed, start=start, levels=above)
         mask = None
-        if task == "mlm":
+        if task == "mlm" or mask_rate is not None:
             mask = draw_masks(n, model.n_leaves, seed, start, mask_rate)
+        targets = task_targets(task, sample, ancestor_level)
         self.task = task
-        self.batch = make_batch(sample.leaves, sample.roots, mask, model.mask_token, task)
+        self.batch = make_batch(sample.leaves, sample.roots, mask, model.mask_token, task, targets)
         self.exact: dict[int, Tensor] = {}
+        self.windows: dict[int, Tensor] = {}
         self.exact_cross_entropy: dict[int, float] = {}
         self.exact_accuracy: dict[int, float] = {}
         self.undefined: dict[int, int] = {}
-        truth = (self.batch.targets[self.batch.mask] if task == "mlm" else self.batch.roots).numpy()
+        truth = self.batch.labels.numpy()
         for k in sorted({*levels, model.filter_level}):
-            law = _posterior(model.filtered(k), sample.leaves, mask)
+            judge = model.filtered(k)
+            law = exact_law(judge, task, sample.leaves, mask, ancestor_level=ancestor_level)
             defined = ~np.isnan(law[:, 0])
             self.exact[k] = torch.from_numpy(law.astype(np.float32))
             self.undefined[k] = int((~defined).sum())
@@ -151,6 +182,10 @@ class HeldOut:
             self.exact_cross_entropy[k] = float(nats.mean()) if len(law) else float("nan")
             hits = law.argmax(axis=1) == right
             self.exact_accuracy[k] = float(hits.mean()) if len(law) else float("nan")
+        if task == "mlm" and mask is not None:
+            for h in range(model.depth + 1):
+                law = window_law(model, h, sample.leaves, mask)
+                self.windows[h] = torch.from_numpy(law.astype(np.float32))
         self.floor = self.exact_cross_entropy[model.filter_level]
 
     def evaluate(self, network: nn.Module, batch_size: int = 1024) -> Scores:
@@ -165,12 +200,13 @@ class HeldOut:
             cross_entropy=F.nll_loss(log_q, truth).item(),
             accuracy=(log_q.argmax(-1) == truth).double().mean().item(),
             kl={k: _mean_kl(law.double(), log_q) for k, law in self.exact.items()},
+            kl_window={h: _mean_kl(law.double(), log_q) for h, law in self.windows.items()},
         )
 
 
 @torch.no_grad()
 def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tensor:
-    """Logits of a network in evaluation mode, block by block, on the CPU in float32.
+    """Logits of a network in evaluation mode, block by block, on the CPU in float32 or better.
 
     Parameters
     ----------
@@ -191,10 +227,11 @@ def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tenso
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()
     try:
-        parts = [network(rows.to(device)).cpu().float() for rows in torch.split(tokens, batch_size)]
+        parts = [network(rows.to(device)).cpu() for rows in torch.split(tokens, batch_size)]
     finally:
         network.train(training)
-    return torch.cat(parts)
+    logits = torch.cat(parts)
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _mean_kl(law: Tensor, log_q: Tensor) -> float:
@@ -203,18 +240,3 @@ def _mean_kl(law: Tensor, log_q: Tensor) -> float:
     law, log_q = law[defined], log_q[defined]
     terms = torch.where(law > 0, law * (law.log() - log_q), 0.0)
     return terms.sum(-1).mean().item()
-
-
-def _posterior(
-    model: TreeModel, leaves: NDArray[Any], mask: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
-    """(m, q) exact posterior of every hidden leaf in row-major order, or of every root."""
-    parts = []
-    for first in range(0, len(leaves), _BLOCK_ROWS):
-        rows = slice(first, first + _BLOCK_ROWS)
-        if mask is None:
-            parts.append(model.root_posterior(leaves[rows], dtype="float64"))
-        else:
-            beliefs = model.infer(leaves[rows], mask=mask[rows], dtype="float64").leaves
-            parts.append(beliefs[mask[rows]])
-    return np.concatenate(parts).astype(np.float64, copy=False)
