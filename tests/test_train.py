@@ -304,7 +304,7 @@ def test_log_spaced_steps():
         ({"lr": 0.0}, "lr"),
         ({"lr": float("nan")}, "lr"),
         ({"clip": 0.0}, "clip"),
-        ({"schedule": "linear"}, "schedule"),
+        ({"schedule": "staircase"}, "schedule"),
         ({"warmup": -1}, "warmup"),
         ({"final_lr": float("nan")}, "final_lr"),
         ({"eval_at": (11,)}, "eval_at"),
