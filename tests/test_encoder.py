@@ -180,8 +180,8 @@ def test_positions_are_part_of_the_weights_only_when_learned():
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),
         ({"n_classes": 0}, "n_classes"),
-        ({"readout": "causal"}, "readout must be one of mlm, root"),
-        ({"positions": "none"}, "positions"),
+        ({"readout": "next"}, "readout must be one of mlm, root"),
+        ({"positions": "odd"}, "positions"),
         ({"norm": "middle"}, "norm"),
     ],
 )

@@ -145,11 +145,14 @@ def test_front_door_keeps_heavy_rooms_closed() -> None:
     assert max(RANK[room] for room in rooms) < RANK["oracles"]
 
 
-def test_encoder_cannot_know_the_answer() -> None:
-    """learn.encoder imports nothing of hfilter (its configuration may be its own)."""
-    for module, line in imports("learn/encoder.py"):
+@pytest.mark.parametrize("name", ["encoder", "architecture", "layers", "sites", "initial"])
+def test_encoder_cannot_know_the_answer(name: str) -> None:
+    """What a network is made of imports nothing of hfilter but its own files and the errors."""
+    own = ("errors", "learn.encoder", "learn.architecture", "learn.layers", "learn.sites")
+    for module, line in imports(f"learn/{name}.py"):
         if module.split(".")[0] == "hfilter":
-            assert "config" in module or "errors" in module, f"encoder.py:{line} imports {module}"
+            known = any(module.startswith(f"hfilter.{other}.") for other in own)
+            assert known, f"{name}.py:{line} imports {module}"
 
 
 def test_the_core_knows_numpy_only() -> None:

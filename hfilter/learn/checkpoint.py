@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_encoder(path: str | os.PathLike[str], encoder: Encoder) -> None:
     """Write an encoder's weights and configuration into one safetensors file, atomically."""
-    write_tensors(Path(path), encoder.state_dict(), {"encoder": asdict(encoder.config)})
+    write_tensors(Path(path), encoder.state_dict(), {"encoder": encoder.config.as_dict()})
 
 
 def load_encoder(path: str | os.PathLike[str]) -> Encoder:
@@ -89,8 +88,9 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     except (TypeError, ValueError) as error:
         raise DataError(f"{file}: holds no configuration of an encoder ({error})") from error
     try:
-        encoder.load_state_dict(tensors)
-    except RuntimeError as error:
+        # Loading casts to what is there: weights keep the dtype that they were saved in.
+        encoder.to(tensors["embedding.weight"].dtype).load_state_dict(tensors)
+    except (RuntimeError, KeyError, TypeError) as error:
         raise DataError(f"{file}: weights do not fit the configuration ({error})") from error
     return encoder.eval()
 

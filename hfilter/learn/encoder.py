@@ -1,14 +1,15 @@
 """A small transformer encoder whose every activation has a name and a written shape.
 
-This file imports nothing of hfilter but its error classes: a network that could reach the
-exact posterior must not be able to.
+This file and those it is made of (``architecture``, ``layers``, ``sites``) import nothing else of
+hfilter but its error classes: a network that could reach the exact posterior must not be able to.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 try:
     import torch
@@ -21,217 +22,25 @@ except ImportError as error:  # hfilter.learn.missing_package is out of bounds h
     ) from error
 
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
+from hfilter.learn.architecture import EncoderConfig, Sizes, check_integer
+from hfilter.learn.layers import Attention, EncoderLayer, sinusoidal_positions
+from hfilter.learn.sites import Edit, Look
+
+__all__ = [
+    "Attention",
+    "Edit",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderLayer",
+    "Sizes",
+    "sinusoidal_positions",
+]
 
 _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class Sizes(Protocol):
-    """The three numbers of a model that an encoder's shape follows."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def n_leaves(self) -> int: ...
-    @property
-    def n_classes(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The shape of an encoder; the defaults are those of the published experiments.
-
-    Parameters
-    ----------
-    vocab_size
-        Number of leaf symbols, q.
-    n_leaves
-        Sequence length L.
-    n_classes
-        Number of root symbols; ``vocab_size`` unless given. Used by the root read-out only.
-    d_model, n_layers, n_heads, d_feedforward, dropout
-        The usual dimensions; ``n_heads`` divides ``d_model``.
-    readout
-        ``"mlm"``: one linear layer shared over positions, q logits per leaf; the embedding has one
-        more row, for the mask token q. ``"root"``: all tokens flattened, one linear layer.
-    positions
-        ``"sinusoidal"`` (fixed, as published; needs an even ``d_model``) or ``"learned"``.
-    norm
-        ``"post"`` (as published, no final norm) or ``"pre"`` (with a final norm).
-
-    Raises
-    ------
-    hfilter.errors.ArgumentError
-        For any value outside its range.
-
-    Notes
-    -----
-    Source of the defaults: Garnier-Brun et al. 2024, arXiv 2408.15138, section 3.
-    """
-
-    vocab_size: int
-    n_leaves: int
-    n_classes: int | None = None
-    d_model: int = 128
-    n_layers: int = 4
-    n_heads: int = 1
-    d_feedforward: int = 2048
-    dropout: float = 0.1
-    readout: Literal["mlm", "root"] = "mlm"
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    norm: Literal["post", "pre"] = "post"
-
-    def __post_init__(self) -> None:
-        least = {"vocab_size": 2, "n_leaves": 1, "d_model": 1, "n_layers": 0}
-        least |= {"n_heads": 1, "d_feedforward": 1}
-        for name, low in least.items():
-            _check_integer(name, getattr(self, name), low)
-        if self.n_classes is not None:
-            _check_integer("n_classes", self.n_classes, 1)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ArgumentError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.d_model % self.n_heads:
-            raise ArgumentError(f"n_heads must divide d_model = {self.d_model}, got {self.n_heads}")
-        for name, allowed in (
-            ("readout", ("mlm", "root")),
-            ("positions", ("sinusoidal", "learned")),
-            ("norm", ("post", "pre")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ArgumentError(
-                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        if self.positions == "sinusoidal" and self.d_model % 2:
-            raise ArgumentError(
-                f"d_model must be even for sinusoidal positions, got {self.d_model}; "
-                'choose positions="learned" or an even d_model'
-            )
-
-    @classmethod
-    def for_model(
-        cls, model: Sizes, readout: Literal["mlm", "root"] = "mlm", **options: Any
-    ) -> EncoderConfig:
-        """A configuration with the sizes of a model (its q, L and classes, nothing else of it).
-
-        Examples
-        --------
-        >>> import hfilter
-        >>> model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=3)
-        >>> config = EncoderConfig.for_model(model, readout="root", d_model=64)
-        >>> config.n_leaves, config.n_outputs, config.d_model
-        (8, 4, 64)
-        """
-        sizes = (model.vocab_size, model.n_leaves, model.n_classes)
-        return cls(*sizes, readout=readout, **options)
-
-    @property
-    def n_embedded(self) -> int:
-        """Rows of the token embedding: q, and one more for the mask token under ``"mlm"``."""
-        return self.vocab_size + (self.readout == "mlm")
-
-    @property
-    def n_outputs(self) -> int:
-        """Logits per leaf (``"mlm"``) or per sequence (``"root"``)."""
-        if self.readout == "root" and self.n_classes is not None:
-            return self.n_classes
-        return self.vocab_size
-
-    def trace_shapes(self, n: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what :meth:`Encoder.trace` returns for ``n`` sequences.
-
-        Examples
-        --------
-        >>> config = EncoderConfig(vocab_size=4, n_leaves=16, n_layers=1)
-        >>> for name, shape in config.trace_shapes(32).items():
-        ...     print(name, shape)
-        embed (32, 16, 128)
-        layers.0.attention.weights (32, 1, 16, 16)
-        layers.0.attention.output (32, 16, 128)
-        layers.0.feedforward.output (32, 16, 128)
-        layers.0.hidden (32, 16, 128)
-        final (32, 16, 128)
-        """
-        stream = (n, self.n_leaves, self.d_model)
-        shapes: dict[str, tuple[int, ...]] = {"embed": stream}
-        for i in range(self.n_layers):
-            shapes[f"layers.{i}.attention.weights"] = (
-                n,
-                self.n_heads,
-                self.n_leaves,
-                self.n_leaves,
-            )
-            shapes[f"layers.{i}.attention.output"] = stream
-            shapes[f"layers.{i}.feedforward.output"] = stream
-            shapes[f"layers.{i}.hidden"] = stream
-        shapes["final"] = stream
-        return shapes
-
-
-class Attention(nn.Module):
-    """Bidirectional multi-head self-attention, initialised like ``nn.MultiheadAttention``."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.n_heads = config.n_heads
-        self.dropout = config.dropout
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
-        nn.init.xavier_uniform_(self.qkv.weight)
-        nn.init.zeros_(self.qkv.bias)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None, name: str) -> Tensor:
-        n, length, d = x.shape
-        # (n, L, 3 d) -> 3 x (n, heads, L, d / heads)
-        q, k, v = (
-            self.qkv(x).view(n, length, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
-        )
-        p = self.dropout if self.training else 0.0
-        if record is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-        else:
-            weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
-            record[f"{name}.weights"] = weights  # [n, heads, query, key], before dropout
-            mixed = F.dropout(weights, p) @ v
-        output: Tensor = self.out(mixed.transpose(1, 2).reshape(n, length, d))
-        if record is not None:
-            record[f"{name}.output"] = output
-        return output
-
-
-class EncoderLayer(nn.Module):
-    """Attention and a ReLU feed-forward block, each with a residual and a layer norm."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.pre = config.norm == "pre"
-        self.attention = Attention(config)
-        self.up = nn.Linear(config.d_model, config.d_feedforward)
-        self.down = nn.Linear(config.d_feedforward, config.d_model)
-        self.norm1 = nn.LayerNorm(config.d_model)
-        self.norm2 = nn.LayerNorm(config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def feedforward(self, x: Tensor, record: dict[str, Tensor] | None, name: str) -> Tensor:
-        output: Tensor = self.down(self.dropout(F.relu(self.up(x))))
-        if record is not None:
-            record[f"{name}.feedforward.output"] = output
-        return output
-
-    def forward(self, x: Tensor, record: dict[str, Tensor] | None, name: str) -> Tensor:
-        inner = f"{name}.attention"
-        if self.pre:
-            x = x + self.dropout(self.attention(self.norm1(x), record, inner))
-            x = x + self.dropout(self.feedforward(self.norm2(x), record, name))
-        else:
-            x = self.norm1(x + self.dropout(self.attention(x, record, inner)))
-            x = self.norm2(x + self.dropout(self.feedforward(x, record, name)))
-        if record is not None:
-            record[f"{name}.hidden"] = x
-        return x
-
-
 class Encoder(nn.Module):
-    """The published encoder: embedding plus positions, layers, a linear read-out.
+    """The published encoder and its relatives: embedding plus positions, layers, a read-out.
 
     Every layer draws its own initial weights. Parameter counts at the published size (q = 4,
     L = 16): 2.37 million in the encoder, 8 196 in the root read-out.
@@ -251,7 +60,7 @@ class Encoder(nn.Module):
     Source: Garnier-Brun et al. 2024, arXiv 2408.15138, section 3 and appendix.
     """
 
-    positions: Tensor
+    positions: Tensor | None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -259,14 +68,27 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(config.n_embedded, config.d_model)  # N(0, 1) rows
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(config.n_leaves, config.d_model))
-        else:
+        elif config.positions == "sinusoidal":
             table = sinusoidal_positions(config.n_leaves, config.d_model)
             self.register_buffer("positions", table, persistent=False)
+        else:
+            self.positions = None
+        if config.pooling == "class":
+            self.class_token = nn.Parameter(torch.randn(config.d_model))
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.d_model) if config.norm == "pre" else nn.Identity()
-        width = config.d_model * (config.n_leaves if config.readout == "root" else 1)
-        self.readout = nn.Linear(width, config.n_outputs)
+        flat = config.readout == "root" and config.pooling == "flat"
+        width = config.d_model * (config.n_leaves if flat else 1)
+        self.readout: nn.Module
+        if config.probe_hidden is None:
+            self.readout = nn.Linear(width, config.n_outputs)
+        else:
+            self.readout = nn.Sequential(
+                nn.Linear(width, config.probe_hidden),
+                nn.ReLU(),
+                nn.Linear(config.probe_hidden, config.n_outputs),
+            )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits for a batch of sequences.
@@ -274,12 +96,15 @@ class Encoder(nn.Module):
         Parameters
         ----------
         tokens : (n, L) integer tensor
-            Symbols 0 … q - 1, and q for a masked leaf (``"mlm"`` only).
+            Symbols 0 … q - 1, and q for a masked leaf (not for ``"root"``, unless
+            ``masked_root``).
 
         Returns
         -------
         Tensor
-            (n, L, q) for ``readout="mlm"``, (n, n_classes) for ``readout="root"``.
+            (n, L, q) for ``readout`` ``"mlm"`` and ``"causal"`` (row j sees tokens 0 … j - 1),
+            (n, L, n_classes) for ``"ancestor"``, (n, n_classes) for ``"root"``. With
+            ``link="log"``, logarithms of numbers that need not sum to one.
 
         Raises
         ------
@@ -288,10 +113,19 @@ class Encoder(nn.Module):
         hfilter.errors.ArgumentError
             For a token outside the alphabet (looked for on the CPU only, where it costs nothing).
         """
-        return self._run(tokens, None)
+        x = self._embedded(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.decode(x)
 
-    def trace(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and every inner activation by name.
+    def trace(
+        self,
+        tokens: Tensor,
+        *,
+        edits: Mapping[str, Edit] | None = None,
+        names: Iterable[str] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and inner activations by name, as they are or edited on the way.
 
         Runs the same layers with the softmax written out, so that the attention weights exist; the
         logits agree with :meth:`forward` to rounding. Nothing is detached: wrap the call in
@@ -300,35 +134,99 @@ class Encoder(nn.Module):
         Parameters
         ----------
         tokens : (n, L) integer tensor
+        edits
+            By site name: a tensor or a number that takes the activation's place (broadcast to its
+            shape, cast to its dtype and device), or a function of the activation that returns
+            what takes its place. Everything downstream follows, later edits included.
+        names
+            Which sites to keep; all unless given.
 
         Returns
         -------
         logits : Tensor
             As :meth:`forward`.
         seen : dict of Tensor
-            ``embed`` [n, L, d]: what enters layer 0;
-            ``layers.i.attention.weights`` [n, heads, L, L]: row = query, sums to one;
-            ``layers.i.attention.output`` [n, L, d] and ``layers.i.feedforward.output`` [n, L, d]:
-            what each block adds to the residual stream, before dropout and norm;
-            ``layers.i.hidden`` [n, L, d]: what leaves layer i;
-            ``final`` [n, L, d]: what the read-out sees.
-            :meth:`EncoderConfig.trace_shapes` lists them.
-        """
-        record: dict[str, Tensor] = {}
-        return self._run(tokens, record), record
+            In the order of computation, as edited; P is L, or L + 1 with a class position.
 
-    def _run(self, tokens: Tensor, record: dict[str, Tensor] | None) -> Tensor:
-        self._check(tokens)
-        x = self.dropout(self.embedding(tokens.long()) + self.positions)
-        if record is not None:
-            record["embed"] = x
+            ``embed`` [n, P, d]: what enters layer 0;
+            ``layers.i.attention.queries`` and ``.keys`` [n, heads, P, d_key] (turned, if positions
+            are rotary), ``.values`` [n, heads, P, d / heads];
+            ``layers.i.attention.scores`` [n, heads, P, P]: row = query; divided by sqrt(d_key),
+            -inf where a causal mask forbids;
+            ``layers.i.attention.weights`` [n, heads, P, P]: their softmax, rows sum to one;
+            ``layers.i.attention.heads`` [n, heads, P, d / heads]: weights @ values;
+            ``layers.i.attention.output`` [n, P, d] and ``layers.i.feedforward.output`` [n, P, d]:
+            what each block adds to the residual stream, before dropout and norm;
+            ``layers.i.middle`` [n, P, d]: the stream between the two blocks (normed, if post);
+            ``layers.i.feedforward.hidden`` [n, P, d_feedforward]: after the activation;
+            ``layers.i.hidden`` [n, P, d]: what leaves layer i;
+            ``final`` [n, P, d]: what the read-out sees.
+            :meth:`EncoderConfig.trace_shapes` lists them, :meth:`sites` their names.
+
+        Raises
+        ------
+        hfilter.errors.ArgumentError
+            For a name that no activation has.
+        hfilter.errors.ShapeError, hfilter.errors.DTypeError
+            For an edit of a shape that does not broadcast, or that is no tensor.
+
+        Examples
+        --------
+        >>> encoder = Encoder(EncoderConfig(vocab_size=4, n_leaves=8, n_layers=2)).eval()
+        >>> tokens = torch.zeros(1, 8, dtype=torch.int64)
+        >>> plain, seen = encoder.trace(tokens, names=["layers.0.hidden"])
+        >>> same, _ = encoder.trace(tokens, edits={"layers.0.hidden": seen["layers.0.hidden"]})
+        >>> cut, _ = encoder.trace(tokens, edits={"layers.1.attention.output": 0.0})
+        >>> torch.equal(same, plain), torch.equal(cut, plain)
+        (True, False)
+        """
+        look = Look(self.sites(), edits, names)
+        x = look("embed", self._embedded(tokens))
         for i, layer in enumerate(self.layers):
-            x = layer(x, record, f"layers.{i}")
-        x = self.final_norm(x)
-        if record is not None:
-            record["final"] = x
-        logits: Tensor = self.readout(x.flatten(1) if self.config.readout == "root" else x)
-        return logits
+            x = layer(x, look, f"layers.{i}")
+        return self.decode(x, look), look.seen
+
+    def sites(self) -> tuple[str, ...]:
+        """Names of all activations, in the order of computation."""
+        return tuple(self.config.trace_shapes(1))
+
+    def decode(self, hidden: Tensor, look: Look | None = None) -> Tensor:
+        """Logits from what leaves a layer: final norm, pooling, read-out, link.
+
+        On ``layers.i.hidden`` of an inner layer it is the *logit lens*; on the last one's it gives
+        the logits of :meth:`forward`.
+
+        Parameters
+        ----------
+        hidden : (n, P, d) Tensor
+
+        Returns
+        -------
+        Tensor
+            As :meth:`forward`.
+        """
+        x = self.final_norm(hidden)
+        if look is not None:
+            x = look("final", x)
+        if self.config.readout == "root":
+            pooling = self.config.pooling
+            x = x.flatten(1) if pooling == "flat" else x.mean(1) if pooling == "mean" else x[:, 0]
+        logits: Tensor = self.readout(x)
+        # ReLU, not a clamp: its gradient at 0 is 0, where that of the logarithm is not finite.
+        return logits if self.config.link == "logit" else F.relu(logits).log()
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        self._check(tokens)
+        tokens = tokens.long()
+        if self.config.readout == "causal":
+            tokens = F.pad(tokens[:, :-1], (1, 0), value=self.config.vocab_size)
+        x: Tensor = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions
+        if self.config.pooling == "class":
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)
+        dropped: Tensor = self.dropout(x)
+        return dropped
 
     def _check(self, tokens: Tensor) -> None:
         length = self.config.n_leaves
@@ -344,42 +242,35 @@ class Encoder(nn.Module):
                     f"(readout {self.config.readout!r}), got {low} … {high}"
                 )
 
+    def truncated(self, n_layers: int) -> Encoder:
+        """A copy with the first layers only, the read-out kept; shares no memory with this one.
+
+        Parameters
+        ----------
+        n_layers
+            0 … the number of layers of this encoder.
+
+        Raises
+        ------
+        hfilter.errors.ArgumentError
+            For a number outside that range.
+
+        Examples
+        --------
+        >>> encoder = Encoder(EncoderConfig(vocab_size=4, n_leaves=8, n_layers=3))
+        >>> encoder.truncated(1).config.n_layers
+        1
+        """
+        check_integer("n_layers", n_layers, 0, self.config.n_layers)
+        short = copy.deepcopy(self)
+        short.config = dataclasses.replace(self.config, n_layers=n_layers)
+        del short.layers[n_layers:]
+        for parameter in short.parameters():
+            parameter.grad = None
+        return short
+
     def n_parameters(self, part: Literal["all", "encoder", "readout"] = "all") -> int:
         """Number of trainable parameters of the whole, of the encoder or of the read-out."""
         readout = sum(p.numel() for p in self.readout.parameters())
         total = sum(p.numel() for p in self.parameters())
         return {"all": total, "readout": readout, "encoder": total - readout}[part]
-
-
-def sinusoidal_positions(length: int, d_model: int) -> Tensor:
-    """Fixed positions: column 2i is sin(t w_i), column 2i + 1 cos(t w_i), w_i = 10000^(-2i/d).
-
-    Parameters
-    ----------
-    length, d_model
-        ``d_model`` even.
-
-    Returns
-    -------
-    Tensor
-        (length, d_model) float32, computed in float64.
-
-    Notes
-    -----
-    Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
-
-    Examples
-    --------
-    >>> sinusoidal_positions(2, 2)
-    tensor([[0.0000, 1.0000],
-            [0.8415, 0.5403]])
-    """
-    steps = torch.arange(length, dtype=torch.float64)[:, None]
-    frequency = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
-    angles = steps * frequency
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
-
-
-def _check_integer(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}")
