@@ -103,9 +103,9 @@ def test_a_resume_that_forgets_the_moments_is_caught(model, whole, tmp_path, mon
 
     def forgetful(tensors, network, optimiser):
         unpack(tensors, network, optimiser)
-        for p in network.parameters():
-            zeros = {k: torch.zeros_like(p) for k in ("exp_avg", "exp_avg_sq")}
-            optimiser.state[p].update(zeros)
+        for part in optimiser.parts:
+            for moments in part.state.values():
+                moments.update({k: torch.zeros_like(m) for k, m in moments.items() if k != "step"})
 
     monkeypatch.setattr(train_module, "unpack_state", forgetful)
     resumed = train(model, tiny(), CONFIG, tmp_path, progress=False)
@@ -193,6 +193,7 @@ def test_the_run_folder(model, whole):
     names = {p.name for p in whole.folder.iterdir()}
     assert names == {
         "config.json",
+        "grammar.npz",
         "log.jsonl",
         "checkpoint.safetensors",
         "encoder.safetensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     import torch
@@ -21,7 +21,9 @@ from hfilter.errors import DataError
 from hfilter.files import atomic_write
 from hfilter.learn.encoder import Encoder, EncoderConfig
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+if TYPE_CHECKING:
+    from hfilter.learn.optimisers import Optimiser
+
 _FORMAT = "hfilter-tensors-1"  # the one metadata key: equal contents make equal bytes
 
 
@@ -69,7 +71,8 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     Parameters
     ----------
     path
-        The file, or the folder of a finished run (which holds ``encoder.safetensors``).
+        The file (also one of a run's ``checkpoints``), or the folder of a finished run, which
+        holds ``encoder.safetensors``.
 
     Raises
     ------
@@ -95,18 +98,13 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     return encoder.eval()
 
 
-def pack_state(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimiser moments under flat names: ``weights.*`` and ``moments.*.*``."""
-    packed = {f"weights.{name}": t for name, t in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        for key, value in optimiser.state.get(parameter, {}).items():
-            packed[f"moments.{key}.{name}"] = value
-    return packed
+def pack_state(network: nn.Module, optimiser: Optimiser) -> dict[str, Tensor]:
+    """Weights as ``weights.*``, and what the optimiser holds."""
+    weights = {f"weights.{name}": t for name, t in network.state_dict().items()}
+    return weights | optimiser.state()
 
 
-def unpack_state(
-    tensors: dict[str, Tensor], network: nn.Module, optimiser: torch.optim.Optimizer
-) -> None:
+def unpack_state(tensors: dict[str, Tensor], network: nn.Module, optimiser: Optimiser) -> None:
     """Put back what :func:`pack_state` took, bit for bit.
 
     Raises
@@ -121,22 +119,4 @@ def unpack_state(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(f"checkpoint: weights do not fit the encoder ({error})") from error
-    parameters = dict(network.named_parameters())
-    moments = {
-        k.removeprefix("moments."): t for k, t in tensors.items() if k.startswith("moments.")
-    }
-    # There is no checkpoint before the first step. The fused kernels trust what they are given.
-    wanted = [f"{key}.{name}" for name in parameters for key in _MOMENTS]
-    if set(moments) != set(wanted):
-        odd = sorted(set(moments) ^ set(wanted))
-        raise DataError(f"checkpoint: moments missing or unknown: {', '.join(odd[:4])}")
-    for packed, value in moments.items():
-        key, name = packed.split(".", 1)
-        parameter = parameters[name]
-        shape = torch.Size() if key == "step" else parameter.shape
-        if value.shape != shape or value.dtype != torch.float32:
-            raise DataError(
-                f"checkpoint: moments.{packed} must be float32 of shape {tuple(shape)}, got "
-                f"{value.dtype} of shape {tuple(value.shape)}"
-            )
-        optimiser.state[parameter][key] = value.to(parameter.device)
+    optimiser.load_state(tensors)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.masks import HELD_OUT_START
 
 __all__ = ["TrainConfig", "log_spaced"]
+
+# Fields of the first run folders. A later one counts only where it differs from its default, so that
+# the digest of an old folder stays what it was.
+_FIRST_FIELDS = 19
 
 _CHOICES = {
     "schedule": ("constant", "cosine", "linear", "trapezoid"),
@@ -192,6 +196,18 @@ class TrainConfig:
         object.__setattr__(self, name, tuple(int(t) for t in given))
         if any(not 0 <= t <= self.steps for t in getattr(self, name)):
             raise ArgumentError(f"{name} must lie in 0 … {self.steps}, got {given}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """What identifies a run: the first options always, later ones where they were chosen.
+
+        Examples
+        --------
+        >>> list(TrainConfig(steps=5, train_size=64).as_dict())[-3:]
+        ['threads', 'device', 'train_size']
+        """
+        later = {field.name: field.default for field in fields(self)[_FIRST_FIELDS:]}
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in later or v != later[k]}
 
     def eval_points(self) -> set[int]:
         """Steps after which the network is evaluated."""

@@ -1,4 +1,4 @@
-"""A run's folder: its configuration, and its log with one JSON line per evaluation."""
+"""A run's folder: its configuration and model, and its log with one JSON line per evaluation."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfilter.errors import ArgumentError, DataError
+from hfilter.exact import TreeModel
 from hfilter.files import atomic_write
+from hfilter.grammar import Grammar
 from hfilter.learn.encoder import Encoder
 from hfilter.provenance import provenance
 from hfilter.tree import STREAM_VERSION
 
 if TYPE_CHECKING:
-    from hfilter.exact import TreeModel
+    from hfilter.learn.architecture import EncoderConfig
+    from hfilter.learn.config import TrainConfig
     from hfilter.learn.tasks import HeldOut
 
 Record = dict[str, Any]
@@ -59,8 +62,24 @@ class Progress:
         return state
 
 
-def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> str:
-    """Make the folder this run's: write ``config.json``, or check that the one there says the same.
+def claim(
+    run: Path,
+    model: TreeModel,
+    settings: Mapping[str, EncoderConfig | TrainConfig],
+    start: str | None = None,
+) -> str:
+    """Make the folder this run's: say what it is, or check that what is there says the same.
+
+    Writes ``config.json`` and, so that the model can be had back, ``grammar.npz``.
+
+    Parameters
+    ----------
+    run
+    model
+    settings
+        By name: ``"encoder"`` and ``"train"``.
+    start
+        Digest of the weights that the run starts from, if they are not drawn.
 
     Returns
     -------
@@ -77,19 +96,17 @@ def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> s
     ours: dict[str, Any] = {
         "model": {"fingerprint": model.fingerprint},
         "stream": {"version": STREAM_VERSION},
-        **json.loads(json.dumps(settings)),
+        **{part: values.as_dict() for part, values in settings.items()},
     }
+    if start is not None:
+        ours["start"] = {"weights": start}
+    ours = json.loads(json.dumps(ours))
     digest = hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()[:16]
     path = run / "config.json"
     if path.exists():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
-            differing = [
-                f"{part}.{name}: {theirs[part].get(name)!r} there, {value!r} now"
-                for part, values in ours.items()
-                for name, value in values.items()
-                if theirs[part].get(name) != value
-            ]
+            differing = _differences(theirs, ours, settings)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{path}: not the configuration of a run ({error!r})") from error
         if differing:
@@ -101,10 +118,60 @@ def claim(run: Path, model: TreeModel, settings: dict[str, dict[str, Any]]) -> s
     for name in ("checkpoint.safetensors", "log.jsonl"):
         if (run / name).exists():
             raise DataError(f"{run} holds {name} but no config.json; choose another folder")
+    ours |= {part: asdict(values) for part, values in settings.items()}
     ours["model"] |= model.describe()
+    model.grammar.save(run / "grammar.npz")
     with atomic_write(path, "w") as file:
         json.dump({**ours, "made_by": provenance()}, file, indent=2)
     return digest
+
+
+def _differences(
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
+    settings: Mapping[str, EncoderConfig | TrainConfig],
+) -> list[str]:
+    """Each setting that the folder's configuration has otherwise; what it lacks has its default."""
+    found = []
+    for part in dict.fromkeys([*ours, *({"start"} & set(theirs))]):
+        there, now = theirs.get(part, {}), ours.get(part, {})
+        if part in settings:
+            now = json.loads(json.dumps(asdict(settings[part])))
+            plain = {field.name: field.default for field in fields(settings[part])}
+            there = {**json.loads(json.dumps(plain, default=str)), **theirs[part]}
+        names = set(there) | set(now) if part == "start" else now
+        found += [
+            f"{part}.{name}: {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in names
+            if there.get(name) != now.get(name)
+        ]
+    return found
+
+
+def load_model(folder: str | os.PathLike[str]) -> TreeModel:
+    """The model that a run was trained on, from its folder.
+
+    Parameters
+    ----------
+    folder
+        Of :func:`hfilter.learn.train.train`.
+
+    Raises
+    ------
+    hfilter.errors.DataError
+        If ``config.json`` or ``grammar.npz`` is missing, damaged, or of another model.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))["model"]
+        prior = None if about["root_prior"] == "uniform" else about["root_prior"]
+        depth, level, fingerprint = about["depth"], about["filter_level"], about["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the configuration of a run ({error!r})") from error
+    model = TreeModel(Grammar.load(Path(folder) / "grammar.npz"), depth, level, prior)
+    if model.fingerprint != fingerprint:
+        raise DataError(f"{folder}: grammar.npz is not the grammar that config.json speaks of")
+    return model
 
 
 @contextmanager
@@ -139,7 +206,9 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
-    """The records of a ``log.jsonl`` (or of the run folder that holds it), ``kl`` by integer k.
+    """The records of a ``log.jsonl`` (or of the run folder that holds it).
+
+    ``kl`` is by integer k and ``kl_window`` by integer height.
 
     A last line that was cut short is left out: it is what a killed run leaves.
 
@@ -159,7 +228,9 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            record["kl"] = {int(k): value for k, value in record["kl"].items()}
+            for name in ("kl", "kl_window"):
+                found = record[name] if name == "kl" else record.get(name, {})
+                record[name] = {int(k): value for k, value in found.items()}
             if not isinstance(record["step"], int):
                 raise TypeError(f"step is {record['step']!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -180,7 +251,9 @@ class Log:
         held_out: HeldOut,
         own_level: int,
         callback: Callback | None,
+        board: Callable[[Record], None] | None = None,
     ) -> None:
+        self.board = board
         self.path = path
         self.state = state
         self.held_out = held_out
@@ -210,6 +283,7 @@ class Log:
             "accuracy": scores.accuracy,
             "exact_accuracy": self.held_out.exact_accuracy[self.own_level],
             "kl": scores.kl,
+            "kl_window": scores.kl_window,
             "lr": lr,
             "sequences_per_second": drawn / state.seconds if state.seconds > 0 else None,
             "elapsed": self.elapsed(),
@@ -218,6 +292,8 @@ class Log:
         state.history.append(record)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            self.board(record)
         if self.callback is not None:
             self.callback(record, encoder)
         return record

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 try:
     import torch
@@ -18,7 +16,8 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
-from hfilter.errors import ArgumentError, BackendUnavailable, DataError, HFilterError
+from hfilter.errors import ArgumentError, BackendUnavailable, DataError
+from hfilter.learn.boards import board
 from hfilter.learn.checkpoint import (
     load_encoder,
     pack_state,
@@ -30,18 +29,37 @@ from hfilter.learn.checkpoint import (
 from hfilter.learn.config import TrainConfig, log_spaced
 from hfilter.learn.data import FreshBatches
 from hfilter.learn.encoder import Encoder, EncoderConfig
-from hfilter.learn.records import Callback, Log, Progress, Record, claim, locked, read_log
-from hfilter.learn.tasks import HeldOut, task_loss
+from hfilter.learn.freezing import freeze_, weights_digest
+from hfilter.learn.laws import check_task
+from hfilter.learn.optimisers import Optimiser
+from hfilter.learn.parallel import Team, assembled
+from hfilter.learn.records import (
+    Callback,
+    Log,
+    Progress,
+    Record,
+    claim,
+    load_model,
+    locked,
+    read_log,
+)
+from hfilter.learn.stepping import Stepper, check_finite, key
+from hfilter.learn.tasks import HeldOut
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
 
     from hfilter.exact import TreeModel
 
-__all__ = ["TrainConfig", "TrainResult", "load_encoder", "log_spaced", "read_log", "train"]
-
-_STEP_STREAM = 0x73746570  # "step" in ASCII: keys of initial weights and dropout
+__all__ = [
+    "TrainConfig",
+    "TrainResult",
+    "load_encoder",
+    "load_model",
+    "log_spaced",
+    "read_log",
+    "train",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +71,7 @@ class TrainResult:
     encoder : Encoder
         Trained, in evaluation mode.
     history : list of dict
-        The records of ``log.jsonl``, see :func:`train`; ``kl`` has integer keys.
+        The records of ``log.jsonl``, see :func:`train`; ``kl`` and ``kl_window`` have integer keys.
     held_out : HeldOut
         The held-out set with its exact answers.
     folder : Path
@@ -72,8 +90,10 @@ def train(
     folder: str | os.PathLike[str],
     callback: Callback | None = None,
     progress: bool = True,
+    *,
+    start: Encoder | str | os.PathLike[str] | None = None,
 ) -> TrainResult:
-    """Train an encoder on fresh sequences of a model, or take up a run where it stopped.
+    """Train an encoder on sequences of a model, or take up a run where it stopped.
 
     Parameters
     ----------
@@ -84,14 +104,18 @@ def train(
     config : TrainConfig
     folder
         Run folder, made if need be. Afterwards it holds ``config.json`` (the configuration and what
-        made it), ``log.jsonl``, ``checkpoint.safetensors`` and ``encoder.safetensors``. If it holds
-        an unfinished run of the same configuration, that run goes on from its last checkpoint, and
-        every later loss and weight is bitwise what the uninterrupted run has (same machine, same
-        number of torch threads).
+        made it), ``grammar.npz``, ``log.jsonl``, ``checkpoint.safetensors``,
+        ``encoder.safetensors``, and what ``config`` asks for besides. If it holds an unfinished run
+        of the same configuration, that run goes on from its last checkpoint, and every later loss
+        and weight is bitwise what the uninterrupted run has (same machine, same number of torch
+        threads and of processes).
     callback
         ``callback(record, encoder)`` after every evaluation.
     progress
         Show a progress bar (loss, exact floor, rate, time left).
+    start
+        Weights to begin with instead of drawn ones: an encoder of the same configuration, or the
+        file or run folder of one. It is left as it is.
 
     Returns
     -------
@@ -100,20 +124,27 @@ def train(
     Each record, and each line of ``log.jsonl``, has ``step``; ``sequences`` seen; ``loss``, the
     mean training loss since the last record (``None`` at step 0); on the held-out set
     ``cross_entropy``, ``floor`` (the exact posterior's cross-entropy), ``accuracy``,
-    ``exact_accuracy``, and ``kl``, KL(BP_k || network) by filter level k, all in nats per scored
-    token; ``lr``; ``sequences_per_second`` of training since the last record and ``elapsed``
-    seconds.
+    ``exact_accuracy``, ``kl``, KL(BP_k || network) by filter level k, and ``kl_window``, KL(W_h ||
+    network) by height of the window (masked leaves only), all in nats per scored token; ``lr``;
+    ``sequences_per_second`` of training since the last record and ``elapsed`` seconds.
 
     Raises
     ------
     hfilter.errors.ArgumentError
-        If the encoder does not fit the model, or the folder holds a run of another configuration.
+        If encoder, task or start do not fit, or the folder holds a run of another configuration.
     hfilter.errors.DataError
         If files in the folder are cut short or not ours.
     hfilter.errors.BackendUnavailable
         For a GPU that is not there.
     hfilter.errors.HFilterError
         If the training loss is no longer finite.
+
+    Notes
+    -----
+    Under torchrun all processes train together: ``torchrun --nproc-per-node 2 script.py``, each
+    calling this with the same arguments. Losses and predictions are those of one process with the
+    whole batch to about 1e-6 a step (sums in another order), as long as there is no dropout. The
+    first process writes, logs and calls back; ``batch_size`` must be a multiple of their number.
 
     Examples
     --------
@@ -125,127 +156,209 @@ def train(
     >>> [record["step"] for record in result.history]
     [0, 3]
     """
-    _check_fit(model, encoder_config)
+    _check_fit(model, encoder_config, config)
     device = _device(config.device)
+    first = _start(start, encoder_config)
     run = Path(folder)
-    with locked(run):
-        made_for = claim(run, model, {"encoder": asdict(encoder_config), "train": asdict(config)})
-        return _train(model, encoder_config, config, run, device, made_for, callback, progress)
+    with assembled(device) as (team, device):
+        batches = _batches(model, encoder_config, config, team, device)
+        held_out = HeldOut(
+            model,
+            encoder_config.readout,
+            config.n_eval,
+            seed=batches.seed,
+            mask_rate=config.mask_rate,
+            ancestor_level=config.ancestor_level,
+        )
+        if config.stop_at is not None and not held_out.floor > 1e-9:
+            raise ArgumentError(
+                f"stop_at is a fraction of the exact floor, which is {held_out.floor:.3g} here; "
+                "leave it out"
+            )
+        settings = {"encoder": encoder_config, "train": config}
+        digest = None if first is None else weights_digest(first)
+        with _held(run, team):
+            made_for = _led(team, lambda: claim(run, model, settings, digest))
+            with _torch_state(config, device):
+                torch.manual_seed(key(config.seed, 0))
+                encoder = Encoder(encoder_config).to(device)
+                if first is not None:
+                    encoder.load_state_dict(first.state_dict())
+                return _train(
+                    encoder, batches, held_out, config, run, made_for, team, callback, progress
+                )
 
 
 def _train(
-    model: TreeModel,
-    encoder_config: EncoderConfig,
+    encoder: Encoder,
+    batches: FreshBatches,
+    held_out: HeldOut,
     config: TrainConfig,
     run: Path,
-    device: torch.device,
     made_for: str,
+    team: Team,
     callback: Callback | None,
     progress: bool,
 ) -> TrainResult:
     """The loop itself, in a folder that is this run's alone."""
     checkpoint = run / "checkpoint.safetensors"
-    seed = config.seed if config.data_seed is None else config.data_seed
-    task, rate = encoder_config.readout, config.train_mask_rate or config.mask_rate
-    batches = FreshBatches(
-        model,
-        config.batch_size,
-        task=task,
-        seed=seed,
-        start=config.data_start,
-        mask_rate=rate,
-        n_batches=config.steps,
-        device=device,
-    )
-    held_out = HeldOut(model, task, config.n_eval, seed=seed, mask_rate=config.mask_rate)
-    with _torch_state(config, device):
-        torch.manual_seed(_key(config.seed, 0))
-        encoder = Encoder(encoder_config).to(device)
-        optimiser = torch.optim.AdamW(
-            encoder.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-        state = Progress()
-        if checkpoint.exists():
-            tensors, numbers = read_tensors(checkpoint)
-            if numbers.pop("run", None) != made_for:
-                raise DataError(f"{checkpoint} is of another run than {run / 'config.json'}")
-            state = Progress.from_numbers(numbers)
-            if state.step > config.steps:
-                raise DataError(f"{checkpoint} is at step {state.step} of a run of {config.steps}")
-            unpack_state(tensors, encoder, optimiser)
-        log = Log(run / "log.jsonl", state, held_out, model.filter_level, callback)
-        points = config.eval_points()
-        if state.step == 0:
-            log.record(encoder, config.learning_rate(0))
-        bar = _bar(config.steps, state.step, progress)
+    device = batches.device
+    frozen = freeze_(encoder, config.frozen)
+    optimiser = Optimiser(encoder, encoder.config, config, device)
+    frozen.attach(*optimiser.parts)
+    state, tensors = _led(team, lambda: _resumed(checkpoint, made_for, config.steps))
+    if tensors is not None:
+        unpack_state(tensors, encoder, optimiser)
+    stepper = Stepper(encoder, optimiser, batches, config, team, device)
+    own = batches.model.filter_level
+    points = config.eval_points()
+
+    def write() -> None:
+        stepper.look(state)
+        check_finite(encoder, state.step)
+        if team.leads:
+            state.elapsed = log.elapsed()
+            numbers = {**state.numbers(), "run": made_for}
+            write_tensors(checkpoint, pack_state(encoder, optimiser), numbers)
+
+    def record() -> bool:
+        """Evaluate, and say whether that is good enough to stop."""
+        if team.leads:
+            latest = log.record(encoder, config.learning_rate(max(0, state.step - 1)))
+            bar.set_postfix_str(f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}")
+        return is_done()
+
+    def is_done() -> bool:
+        if config.stop_at is None:
+            return False
+        last = state.history[-1] if state.history else None
+        reached = last is not None and last["step"] == state.step
+        reached = reached and last["kl"][own] < config.stop_at * last["floor"]
+        return bool(team.share(reached))
+
+    with board(run, state.step, config.tensorboard and team.leads) as shown:
+        if team.leads:
+            log = Log(run / "log.jsonl", state, held_out, own, callback, shown)
+        bar = _bar(config.steps, state.step, progress and team.leads)
         encoder.train()
         try:
-            while state.step < config.steps:
+            if state.step == 0:
+                _keep(run, encoder, config, 0, team)
+                done = record()
+            else:
+                done = is_done()
+            while state.step < config.steps and not done:
                 began = time.perf_counter()
-                _update(encoder, optimiser, batches, config, state)
+                stepper.step(state)
+                at_point = state.step in points
+                if at_point:
+                    stepper.look(state)
                 state.seconds += time.perf_counter() - began
-                if state.step in points:
-                    _check_finite(encoder, state.step)
-                    latest = log.record(encoder, config.learning_rate(state.step - 1))
-                    bar.set_postfix_str(
-                        f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}"
-                    )
+                if at_point:
+                    check_finite(encoder, state.step)
+                    done = record()
                 bar.update()
-                if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                    state.elapsed = log.elapsed()
-                    _check_finite(encoder, state.step)
-                    numbers = {**state.numbers(), "run": made_for}
-                    write_tensors(checkpoint, pack_state(encoder, optimiser), numbers)
+                _keep(run, encoder, config, state.step, team)
+                if state.step % config.checkpoint_every == 0 or state.step == config.steps or done:
+                    write()
         finally:
             bar.close()
     encoder.eval()
-    save_encoder(run / "encoder.safetensors", encoder)
+    if team.leads:
+        save_encoder(run / "encoder.safetensors", encoder)
+    state.history = team.share(state.history)
     return TrainResult(encoder, state.history, held_out, run)
 
 
-def _check_finite(encoder: Encoder, step: int) -> None:
-    """What is written can be resumed from: never weights that are not numbers."""
-    if not all(bool(torch.isfinite(p).all()) for p in encoder.parameters()):
-        raise HFilterError(
-            f"the weights are no longer finite at step {step}; lower lr or set clip, and start in "
-            "another folder"
+def _resumed(
+    checkpoint: Path, made_for: str, steps: int
+) -> tuple[Progress, dict[str, torch.Tensor] | None]:
+    """Where the run stands, and the tensors of its last checkpoint if it has one."""
+    if not checkpoint.exists():
+        return Progress(), None
+    tensors, numbers = read_tensors(checkpoint)
+    if numbers.pop("run", None) != made_for:
+        raise DataError(f"{checkpoint} is of another run than {checkpoint.parent / 'config.json'}")
+    state = Progress.from_numbers(numbers)
+    if state.step > steps:
+        raise DataError(f"{checkpoint} is at step {state.step} of a run of {steps}")
+    return state, tensors
+
+
+def _keep(run: Path, encoder: Encoder, config: TrainConfig, step: int, team: Team) -> None:
+    """The encoders that are kept for good."""
+    if step in config.checkpoint_at and team.leads:
+        check_finite(encoder, step)
+        (run / "checkpoints").mkdir(exist_ok=True)
+        save_encoder(run / "checkpoints" / f"step-{step:07d}.safetensors", encoder)
+
+
+def _led(team: Team, work: Callable[[], Any]) -> Any:
+    """Done by the first process; all get the result, or the error."""
+    if team.world == 1:
+        return work()
+    result: Any = None
+    if team.leads:
+        try:
+            result = work()
+        except Exception as error:
+            result = error
+    return team.share(result)
+
+
+@contextmanager
+def _held(run: Path, team: Team) -> Iterator[None]:
+    """The folder, locked by the first process for all of them."""
+    if not team.leads:
+        team.share()
+        yield
+        return
+    holding = locked(run)
+    try:
+        holding.__enter__()
+    except Exception as error:
+        team.share(error)
+    try:
+        team.share(True)
+        yield
+    finally:
+        holding.__exit__(None, None, None)
+
+
+def _batches(
+    model: TreeModel, encoder: EncoderConfig, config: TrainConfig, team: Team, device: torch.device
+) -> FreshBatches:
+    return FreshBatches(
+        model,
+        config.batch_size,
+        task=encoder.readout,
+        seed=config.seed if config.data_seed is None else config.data_seed,
+        start=config.data_start,
+        mask_rate=config.train_mask_rate or config.mask_rate,
+        n_batches=config.steps,
+        device=device,
+        ancestor_level=config.ancestor_level,
+        targets=config.targets,
+        target_level=config.target_level,
+        train_size=config.train_size,
+        rank=team.rank,
+        world=team.world,
+    )
+
+
+def _start(start: Any, wanted: EncoderConfig) -> Encoder | None:
+    """The encoder to begin with, if it is of the shape that is wanted."""
+    if start is None:
+        return None
+    encoder = start if isinstance(start, Encoder) else load_encoder(start)
+    ours, theirs = vars(wanted), vars(encoder.config)
+    odd = [f"{k}: {theirs[k]!r} there, {v!r} wanted" for k, v in ours.items() if theirs[k] != v]
+    if odd:
+        raise ArgumentError(
+            f"start must be an encoder of the same configuration ({'; '.join(odd)}); make it fit "
+            "with hfilter.learn.transfer.transfer"
         )
-
-
-def _update(
-    encoder: Encoder,
-    optimiser: torch.optim.Optimizer,
-    batches: FreshBatches,
-    config: TrainConfig,
-    state: Progress,
-) -> None:
-    """One step. Rows, masks, dropout and learning rate are functions of (seed, step) alone."""
-    batch = batches.batch(state.step)
-    torch.manual_seed(_key(config.seed, state.step + 1))
-    for group in optimiser.param_groups:
-        group["lr"] = config.learning_rate(state.step)
-    loss = task_loss(encoder(batch.tokens), batch)
-    optimiser.zero_grad(set_to_none=True)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise HFilterError(
-            f"the training loss became {value} at step {state.step}; lower lr or set clip, "
-            "and start in another folder"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
-    if config.clip is not None:
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.clip)
-    optimiser.step()
-    state.loss_sum += value
-    state.loss_steps += 1
-    state.sequences += config.batch_size
-    state.step += 1
-
-
-def _key(seed: int, number: int) -> int:
-    """Seed of torch's generator for the initial weights (number 0) and for each step (1 …)."""
-    key = np.array([seed, _STEP_STREAM], dtype=np.uint64)
-    return int(np.random.Philox(counter=number, key=key).random_raw()) >> 1
+    return encoder
 
 
 @contextmanager
@@ -268,13 +381,21 @@ def _bar(steps: int, done: int, progress: bool) -> Any:
     return tqdm(total=steps, initial=done, disable=not progress, unit="step", desc="train")
 
 
-def _check_fit(model: TreeModel, encoder: EncoderConfig) -> None:
+def _check_fit(model: TreeModel, encoder: EncoderConfig, config: TrainConfig) -> None:
+    check_task(model, encoder.readout, config.ancestor_level)
     wanted = {"vocab_size": model.vocab_size, "n_leaves": model.n_leaves}
     got = {"vocab_size": encoder.vocab_size, "n_leaves": encoder.n_leaves}
-    if encoder.readout == "root":
-        wanted["n_classes"], got["n_classes"] = model.n_classes, encoder.n_outputs
+    if encoder.readout in ("root", "ancestor"):
+        level = config.ancestor_level or 0
+        wanted["n_classes"], got["n_classes"] = model.alphabets[level], encoder.n_outputs
     if wanted != got:
         raise ArgumentError(f"encoder_config must fit the model: wanted {wanted}, got {got}")
+    hides = config.mask_rate is not None or config.train_mask_rate is not None
+    if encoder.readout == "root" and hides and not encoder.masked_root:
+        raise ArgumentError(
+            "mask_rate hides leaves, and this root read-out has no token for a hidden one; say "
+            "masked_root=True in encoder_config, or leave mask_rate out"
+        )
 
 
 def _device(name: str) -> torch.device:
