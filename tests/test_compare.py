@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hfilter
-from hfilter.analysis import accuracies, checks, tally
+from hfilter.analysis import accuracies, checks, judge, tally
 from hfilter.analysis import compare as compare_module
 from hfilter.analysis.compare import compare, evaluate, exact_accuracies
 from hfilter.analysis.tally import Tally
@@ -258,7 +258,7 @@ def test_results_do_not_depend_on_the_blocks(model, sample, monkeypatch):
     says = model.filtered(2).infer(sample.leaves, mask).leaves
     whole = compare(model, says, sample.leaves, mask)
     table = exact_accuracies(model, 200)
-    monkeypatch.setattr(compare_module, "_BLOCK_VALUES", 7 * 32)
+    monkeypatch.setattr(judge, "_BLOCK_VALUES", 7 * 32)
     monkeypatch.setattr(accuracies, "_BLOCK_VALUES", 7 * 32)
     assert_same(compare(model, says, sample.leaves, mask), whole)
     calls = []
@@ -320,7 +320,7 @@ def test_roots_say_the_task(model, sample):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"task": "causal"}, ArgumentError, "task"),
+        ({"task": "posed"}, ArgumentError, "task must be one of"),
         ({"leaves": np.zeros((5, 7), int)}, ShapeError, r"\(n, 8\), got \(5, 7\)"),
         ({"leaves": np.zeros((5, 8))}, DTypeError, "leaves must be integers"),
         ({"leaves": np.full((5, 8), 4)}, ArgumentError, "0 … 3, got 4 … 4"),
