@@ -14,19 +14,20 @@ from types import FrameType
 from typing import Any
 
 from hfilter import __version__
-from hfilter.cli import config, demo, generate, infer, info
+from hfilter.cli import config, demo, figure, generate, infer, info
 from hfilter.cli.options import Formatter
 from hfilter.errors import HFilterError
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (demo, generate, infer, info)
+COMMANDS = (demo, generate, infer, figure, info)
 
 EPILOG = """\
 examples:
   hfilter demo                                   the main job, with figures and a page to read
   hfilter generate --rows 1e6 --out rows.npy     a million sequences of the published grammar
   hfilter infer rows.npy --what root --out posterior.npy
+  hfilter figure staircase                       one experiment with its figure
   hfilter COMMAND --help                         options and examples of each command
 exit codes: 0 done, 2 bad input or a missing package, 130 interrupted
 """

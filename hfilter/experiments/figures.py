@@ -27,13 +27,18 @@ except ImportError as error:
 from hfilter.experiments.artefacts import write_bytes
 
 __all__ = [
+    "MARKERS",
+    "MODEL_COLOUR",
     "accuracy_matrices",
     "attention_maps",
     "climb",
     "draw_staircase",
     "level_colour",
+    "log_steps",
     "save",
+    "spread",
     "staircase",
+    "styled",
 ]
 
 _STYLE: Any = {
@@ -61,7 +66,7 @@ _RC: Any = {**mpl.rcParamsDefault, **_STYLE}
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; markers say the same again.
 _COLOURS = ("#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 MODEL_COLOUR = "#222222"
 
 _P = ParamSpec("_P")
@@ -162,7 +167,8 @@ def accuracy_matrices(
     return figure
 
 
-def _log_steps(axes: Axes, steps: np.ndarray) -> None:
+def log_steps(axes: Axes, steps: np.ndarray) -> None:
+    """Make the axis of training steps logarithmic, with room for step 0."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     axes.set_xlim(0, steps[-1] * 1.05)
     decades = [10**i for i in range(int(np.log10(max(steps[-1], 1))) + 1)]
@@ -175,7 +181,7 @@ def _power(decade: int) -> str:
     return str(decade) if decade < 100 else f"$10^{{{len(str(decade)) - 1}}}$"
 
 
-def _spread(heights: Sequence[float], gap: float) -> np.ndarray:
+def spread(heights: Sequence[float], gap: float) -> np.ndarray:
     """Move label heights apart until neighbours are at least ``gap`` from each other."""
     order = np.argsort(heights)
     placed = np.array(heights, dtype=float)[order]
@@ -208,12 +214,12 @@ def climb(
     """
     figure = Figure(figsize=(5.4, 3.5))
     axes = figure.subplots()
-    _log_steps(axes, steps)
+    log_steps(axes, steps)
     n = len(floors)
     top = max(uniform, float(np.max(cross_entropy))) * 1.03
     bottom = min(floors) - 0.06 * (top - min(floors))
     axes.set_ylim(bottom, top)
-    heights = _spread([*floors, uniform], 0.052 * (top - bottom))
+    heights = spread([*floors, uniform], 0.052 * (top - bottom))
     transform = axes.get_yaxis_transform()
     for k, floor in enumerate(floors):
         axes.axhline(floor, color=level_colour(k, n), linewidth=1.1, linestyle=(0, (4, 2)))
@@ -260,14 +266,14 @@ def climb(
 
 def draw_staircase(axes: Axes, steps: np.ndarray, divergence: np.ndarray) -> None:
     """Draw the lines of :func:`staircase`; a ring marks where each is lowest."""
-    _log_steps(axes, steps)
+    log_steps(axes, steps)
     n = divergence.shape[1]
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     for k in reversed(range(n)):
-        colour, marker = level_colour(k, n), _MARKERS[k % len(_MARKERS)]
+        colour, marker = level_colour(k, n), MARKERS[k % len(MARKERS)]
         # BP_0 last and dashed: at the start BP_1 lies under it.
         dashes = "-" if k else (0, (3, 2))
         axes.plot(
@@ -292,7 +298,7 @@ def draw_staircase(axes: Axes, steps: np.ndarray, divergence: np.ndarray) -> Non
     # Names at the ends of the lines, moved apart in the logarithm in which they are drawn.
     ends = np.log(divergence[-1])
     low, high = np.log(axes.get_ylim())
-    for k, height in enumerate(np.exp(_spread(ends.tolist(), 0.06 * (high - low)))):
+    for k, height in enumerate(np.exp(spread(ends.tolist(), 0.06 * (high - low)))):
         axes.text(
             1.02,
             height,

@@ -14,7 +14,9 @@ _NUMBERS = ("loss", "cross_entropy", "floor", "accuracy", "exact_accuracy", "lr"
 
 
 @contextmanager
-def board(folder: Path, step: int, wanted: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+def board(
+    folder: Path, step: int, wanted: bool
+) -> Iterator[Callable[[dict[str, Any]], None] | None]:
     """Something that writes a record into ``folder/tensorboard``; ``None`` if not wanted.
 
     Parameters

@@ -284,7 +284,9 @@ class FreshBatches:
             found = exact_law(self.judge, self.task, leaves, hidden,
                               ancestor_level=self.ancestor_level, dtype="float32")  # fmt: skip
             law = torch.from_numpy(np.nan_to_num(found, copy=False, nan=0.0))
-        chunk = Batch(chunk.tokens, chunk.mask, chunk.targets, chunk.roots, chunk.labels, where, law)
+        chunk = Batch(
+            chunk.tokens, chunk.mask, chunk.targets, chunk.roots, chunk.labels, where, law
+        )
         return (chunk if self.device.type == "cpu" else chunk.to(self.device)), bounds
 
     def _rows(self, first: int, n: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -102,7 +102,9 @@ class Muon(torch.optim.Optimizer):
                 buffer.lerp_(parameter.grad, 1.0 - group["momentum"])
                 ahead = parameter.grad.lerp(buffer, group["momentum"])
                 blocks = self._blocks[parameter]
-                for weight, update in zip(parameter.split(blocks), ahead.split(blocks), strict=True):
+                for weight, update in zip(
+                    parameter.split(blocks), ahead.split(blocks), strict=True
+                ):
                     if update.shape[0] > update.shape[1]:
                         weight, update = weight.mT, update.mT
                     shape = (update.shape[0], update.shape[1])

@@ -1,0 +1,269 @@
+"""Training runs as values: what a run is decides where it lies, and it is trained once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import hfilter
+from hfilter.experiments.artefacts import plain, read_json, write_json
+from hfilter.experiments.progress import progress
+from hfilter.learn.encoder import Encoder, EncoderConfig
+from hfilter.learn.train import TrainConfig, load_encoder, read_log, train
+
+__all__ = ["Law", "Run", "Trained", "Workshop"]
+
+
+@dataclass(frozen=True)
+class Law:
+    """Which model draws the sequences: a published grammar, a depth and a filter level.
+
+    Attributes
+    ----------
+    depth, vocab_size, sigma, grammar_seed, rules_per_symbol
+        See :meth:`hfilter.Grammar.published`.
+    filter_level : int
+        k of the training data.
+    """
+
+    depth: int = 4
+    vocab_size: int = 4
+    sigma: float = 1.0
+    grammar_seed: int = 0
+    rules_per_symbol: int | None = None
+    filter_level: int = 0
+
+    @property
+    def model(self) -> hfilter.TreeModel:
+        """The tree model itself."""
+        grammar = hfilter.Grammar.published(
+            self.vocab_size, self.sigma, self.grammar_seed, self.rules_per_symbol
+        )
+        return hfilter.TreeModel(grammar, depth=self.depth, filter_level=self.filter_level)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: equal values are the same run.
+
+    Attributes
+    ----------
+    law : Law
+    encoder : EncoderConfig
+    training : TrainConfig
+    source : Run or None
+        The run whose trained encoder this one begins with; the read-out is new.
+    freeze : bool or int
+        With a source: whether its encoder stays as it is, or how many of its first layers do.
+    """
+
+    law: Law
+    encoder: EncoderConfig
+    training: TrainConfig
+    source: Run | None = None
+    freeze: bool | int = False
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of everything that decides the result."""
+        said = {
+            "law": asdict(self.law),
+            "encoder": self.encoder.as_dict(),
+            # The number of threads decides no more than rounding; a device may change between calls.
+            "training": {k: v for k, v in asdict(self.training).items() if k != "threads"},
+            "source": self.source.digest if self.source else None,
+            "freeze": self.freeze,
+        }
+        text = json.dumps(plain(said), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """What the run's folder is called."""
+        law, task = self.law, self.encoder.readout
+        return f"{task}-q{law.vocab_size}-l{law.depth}-k{law.filter_level}-s{self.training.seed}-{self.digest}"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished run.
+
+    Attributes
+    ----------
+    run : Run
+    folder : Path
+    history : list of dict
+        The records of its log.
+    """
+
+    run: Run
+    folder: Path
+    history: list[dict[str, Any]]
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The trained encoder, in evaluation mode."""
+        return load_encoder(self.folder)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, evaluations included, over all its sittings."""
+        return float(self.history[-1]["elapsed"])
+
+    @property
+    def kept(self) -> list[tuple[int, Path]]:
+        """The kept encoders along the training: (step, file), in order of the steps."""
+        files = (self.folder / "checkpoints").glob("step-*.safetensors")
+        return sorted((int(path.stem.removeprefix("step-")), path) for path in files)
+
+
+class Workshop:
+    """A folder of runs and of what was measured on them.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds a folder for every run.
+    jobs : int
+        Runs trained side by side, each in a process of its own.
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, folder: Path, jobs: int = 1, quiet: bool = False) -> None:
+        self.folder = folder
+        self.jobs = max(1, jobs)
+        self.quiet = quiet
+
+    def path(self, run: Run) -> Path:
+        """The folder of a run."""
+        return self.folder / run.name
+
+    def train(self, runs: Iterable[Run]) -> list[Trained]:
+        """Train what is not there yet, sources first, and return all in the order given.
+
+        A run that was interrupted goes on from its last checkpoint.
+        """
+        wanted = list(runs)
+        pending: list[Run] = []
+        for run in [*_sources(wanted), *wanted]:
+            if run not in pending and not self._is_done(run):
+                pending.append(run)
+        if pending and not self.quiet:
+            steps = sum(run.training.steps for run in pending)
+            many = f"{len(pending)} runs" if len(pending) > 1 else "one run"
+            print(f"training {many}, {steps:,} steps together", flush=True)
+        for wave in _waves(pending):
+            self._train(wave)
+        return [Trained(run, self.path(run), read_log(self.path(run))) for run in wanted]
+
+    def _train(self, runs: Sequence[Run]) -> None:
+        if self.jobs == 1 or len(runs) == 1:
+            for number, run in enumerate(runs, start=1):
+                if not self.quiet and len(runs) > 1:
+                    print(f"run {number} of {len(runs)}: {run.name}", flush=True)
+                _train_run(self.folder, run, not self.quiet)
+            return
+        steps = sum(run.training.steps for run in runs)
+        with (
+            progress(
+                steps, f"{len(runs)} runs, {self.jobs} at a time", " steps", quiet=self.quiet
+            ) as advance,
+            _pool(self.jobs) as pool,
+        ):
+            waiting = {pool.submit(_train_run, self.folder, run, False): run for run in runs}
+            for done in as_completed(waiting):
+                done.result()
+                advance(waiting[done].training.steps)
+
+    @contextmanager
+    def counting(self, total: int, what: str) -> Iterator[Callable[[int], object]]:
+        """Progress of a measurement; yields what is to be called with the number done."""
+        with progress(total, what, " done", quiet=self.quiet) as advance:
+            yield advance
+
+    def measured(self, trained: Trained, name: str, settings: Any, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns, as JSON gives it back; done once per run and settings.
+
+        Parameters
+        ----------
+        trained : Trained
+        name : str
+            Of the measurement: the file's, in the run's folder.
+        settings
+            What else decides the result, as JSON can hold it.
+        work : callable
+            Returns something that :func:`hfilter.experiments.artefacts.plain` can write.
+        """
+        said = json.dumps(plain([settings, hfilter.__version__]), sort_keys=True)
+        key = hashlib.sha256(said.encode()).hexdigest()[:12]
+        path = trained.folder / "measured" / f"{name}-{key}.json"
+        if path.exists():
+            return read_json(path)["result"]
+        began = time.perf_counter()
+        result = plain(work())
+        path.parent.mkdir(exist_ok=True)
+        seconds = time.perf_counter() - began
+        write_json(path, {"settings": settings, "seconds": seconds, "result": result})
+        return json.loads(json.dumps(result))
+
+    def _is_done(self, run: Run) -> bool:
+        return (self.path(run) / "encoder.safetensors").exists()
+
+
+def _train_run(folder: Path, run: Run, show: bool) -> None:
+    """Train one run; in a process of its own or in ours."""
+    model, target = run.law.model, folder / run.name
+    if run.source is None:
+        train(model, run.encoder, run.training, target, progress=show)
+        return
+    from hfilter.learn.transfer import transfer
+
+    source = load_encoder(folder / run.source.name)
+    moved = transfer(source, run.encoder.readout, freeze=run.freeze)
+    training = replace(run.training, frozen=moved.frozen)
+    train(model, moved.config, training, target, progress=show, start=moved.encoder)
+
+
+def _sources(runs: Sequence[Run]) -> list[Run]:
+    """Every run that another begins with, the first ones first."""
+    found = [run.source for run in runs if run.source is not None]
+    return [*_sources(found), *found] if found else []
+
+
+def _waves(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """Runs that can be trained side by side, each wave after those it begins with."""
+    left = list(runs)
+    while left:
+        wave = [run for run in left if run.source not in left]
+        yield wave
+        left = [run for run in left if run not in wave]
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    # Fresh interpreters: a forked torch may hang. One thread each, for the runs share the cores.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _one_thread() -> None:
+    import torch
+
+    os.environ["HFILTER_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
