@@ -249,7 +249,7 @@ def scale_attention(
                     raise ArgumentError(f"head must be in 0 … {x.shape[1] - 1}, got {head}")
                 pick = pick & (torch.arange(x.shape[1], device=x.device) == head)[:, None, None]
             scaled = torch.where(pick, x * factor, x)
-            if what == "scores" or not renormalise:
+            if factor == 1 or what == "scores" or not renormalise:
                 return scaled
             total = scaled.sum(-1, keepdim=True)
             touched = pick.any(-1, keepdim=True) & (total > 0)
