@@ -24,6 +24,39 @@ __all__ = ["Frozen", "freeze_", "weights_digest"]
 _ROWS = re.compile(r"^(?P<name>.+)\[(?P<first>\d*):(?P<last>\d*)\]$")
 
 
+class _Held:
+    """Entries of one parameter that stay: chosen when first asked, when the weights are in place."""
+
+    def __init__(self, parameter: nn.Parameter, rows: slice | None) -> None:
+        self.parameter, self.rows = parameter, rows
+        self._chosen: Tensor | None = None
+        self._values = parameter.detach()[:0]
+
+    @property
+    def chosen(self) -> Tensor:
+        """Boolean, of the parameter's shape: these rows, or, without rows, all zeros."""
+        if self._chosen is None:
+            values = self.parameter.detach()
+            if self.rows is None:
+                self._chosen = values == 0
+            else:
+                self._chosen = torch.zeros_like(values, dtype=torch.bool)
+                self._chosen[self.rows] = True
+        if self._chosen.device != self.parameter.device:
+            self._chosen = self._chosen.to(self.parameter.device)
+        return self._chosen
+
+    def silence(self, gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(self.chosen, 0.0)
+
+    def keep(self) -> None:
+        self._values = self.parameter.detach()[self.chosen]
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            self.parameter[self.chosen] = self._values
+
+
 @dataclass(frozen=True, eq=False)
 class Frozen:
     """What :func:`freeze_` holds still.
@@ -32,28 +65,34 @@ class Frozen:
     ----------
     names : tuple of str
         Parameters that are frozen as a whole.
-    rows : tuple of (str, slice)
-        Parameters of which only those rows are frozen.
+    parts : tuple of str
+        Parameters of which only some entries are frozen.
     """
 
     names: tuple[str, ...]
-    rows: tuple[tuple[str, slice], ...]
-    _kept: tuple[tuple[nn.Parameter, slice, Tensor], ...] = ()
+    parts: tuple[str, ...] = ()
+    _held: tuple[_Held, ...] = ()
 
     def attach(self, *optimisers: torch.optim.Optimizer) -> None:
-        """Put frozen rows back, bit for bit, after every step of these optimisers.
+        """Put frozen rows and zeros back, bit for bit, after every step of these optimisers.
 
         Their gradient is zero already, but weight decay and momentum act without one. Parameters
         frozen as a whole need no hook: give the optimiser those with ``requires_grad`` only.
         """
-        if self._kept:
-            for optimiser in optimisers:
-                optimiser.register_step_post_hook(self._restore)
+        if not self._held:
+            return
 
-    def _restore(self, optimiser: Any = None, args: Any = None, kwargs: Any = None) -> None:
-        with torch.no_grad():
-            for parameter, rows, values in self._kept:
-                parameter[rows] = values.to(parameter.device)
+        def before(optimiser: Any, args: Any, kwargs: Any) -> None:
+            for held in self._held:
+                held.keep()
+
+        def after(optimiser: Any, args: Any, kwargs: Any) -> None:
+            for held in self._held:
+                held.restore()
+
+        for optimiser in optimisers:
+            optimiser.register_step_pre_hook(before)
+            optimiser.register_step_post_hook(after)
 
 
 def freeze_(network: nn.Module, frozen: Sequence[str]) -> Frozen:
@@ -68,12 +107,14 @@ def freeze_(network: nn.Module, frozen: Sequence[str]) -> Frozen:
     frozen : sequence of str
         Names of parameters or prefixes that end before a dot: ``"embedding"``, ``"positions"``,
         ``"layers.0"``, ``"readout"``. ``"embedding.weight[:4]"`` freezes rows 0 … 3 of one
-        parameter and leaves the others trainable.
+        parameter and leaves the others trainable. ``"zeros"`` holds every weight that is zero when
+        training begins: a network whose zeros mean something, such as a constructed one, keeps
+        its wiring and learns the strengths.
 
     Returns
     -------
     Frozen
-        Its ``attach(optimiser)`` must be called where only some rows are frozen.
+        Its ``attach(optimiser)`` must be called where only some rows, or zeros, are frozen.
 
     Raises
     ------
@@ -100,25 +141,26 @@ def freeze_(network: nn.Module, frozen: Sequence[str]) -> Frozen:
         raise ArgumentError(f"frozen must be a sequence of names, got the string {frozen!r}")
     parameters = dict(network.named_parameters())
     names: list[str] = []
-    rows: list[tuple[str, slice]] = []
+    parts: list[tuple[str, slice | None]] = []
     for entry in frozen:
         match = _ROWS.match(entry)
         if match:
-            rows.append(_rows(match, parameters))
+            parts.append(_rows(match, parameters))
+        elif entry == "zeros":
+            parts += [(name, None) for name in parameters]
         else:
             names += _matching(entry, network, parameters)
-    rows = [(name, part) for name, part in rows if name not in names]
-    if frozen and len(set(names)) == len(parameters):
+    if set(names) == set(parameters):
         raise ArgumentError(f"frozen = {tuple(frozen)} leaves no parameter to train")
     for name in names:
         parameters[name].requires_grad_(False)
-    kept = []
-    for name, part in rows:
-        parameter = parameters[name]
-        parameter.register_hook(_zeroed(part))  # type: ignore[no-untyped-call]
-        kept.append((parameter, part, parameter.detach()[part].clone()))
-    _stop_dropout(network, {*names, *(name for name, _ in rows)}, parameters)
-    return Frozen(tuple(dict.fromkeys(names)), tuple(rows), tuple(kept))
+    held = []
+    for name, rows in parts:
+        if name not in names and parameters[name].requires_grad:
+            held.append(_Held(parameters[name], rows))
+            parameters[name].register_hook(held[-1].silence)  # type: ignore[no-untyped-call]
+    _stop_dropout(network, {*names, *(name for name, rows in parts if rows)}, parameters)
+    return Frozen(tuple(dict.fromkeys(names)), tuple(name for name, _ in parts), tuple(held))
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -151,15 +193,6 @@ def _rows(match: re.Match[str], parameters: dict[str, nn.Parameter]) -> tuple[st
     if not first < last <= size:
         raise ArgumentError(f"frozen: {match[0]!r} names no rows of the {size} that {name} has")
     return name, slice(first, last)
-
-
-def _zeroed(rows: slice) -> Any:
-    def hook(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient[rows] = 0.0
-        return gradient
-
-    return hook
 
 
 def _stop_dropout(network: nn.Module, held: set[str], parameters: Iterable[str]) -> None:
