@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 try:
-    import torch
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save
     from torch import Tensor, nn

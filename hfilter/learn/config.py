@@ -161,9 +161,10 @@ class TrainConfig:
             raise ArgumentError('muon_lr has a meaning for optimiser="muon" only; leave it out')
         if self.target_level is not None and self.targets != "posterior":
             raise ArgumentError('target_level needs targets="posterior"; leave it out, or say so')
-        if isinstance(self.frozen, str) or not all(isinstance(f, str) for f in self.frozen):
-            raise ArgumentError(f"frozen must be a tuple of names, got {self.frozen!r}")
-        object.__setattr__(self, "frozen", tuple(self.frozen))
+        frozen: Any = self.frozen
+        if isinstance(frozen, str) or not all(isinstance(f, str) for f in frozen):
+            raise ArgumentError(f"frozen must be a tuple of names, got {frozen!r}")
+        object.__setattr__(self, "frozen", tuple(frozen))
         end = self.data_start + (self.train_size or self.steps * self.batch_size)
         if end > HELD_OUT_START:
             raise ArgumentError(
@@ -185,9 +186,10 @@ class TrainConfig:
             rate = getattr(self, name)
             if rate is not None and not 0.0 < rate <= 1.0:
                 raise ArgumentError(f"{name} must be None or in (0, 1], got {rate}")
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
-            raise ArgumentError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        betas = tuple[float, ...](self.betas)
+        if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
+            raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas}")
+        object.__setattr__(self, "betas", betas)
 
     def _check_steps(self, name: str) -> None:
         given = getattr(self, name)

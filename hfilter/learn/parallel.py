@@ -8,8 +8,8 @@ draws differ). The first process logs and writes; what it reads, it hands to the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
-__all__ = ["Team", "assembled"]
+__all__ = ["SharedGradients", "Team", "assembled", "held", "led"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,12 @@ class Team:
 
     def share(self, value: Any = None) -> Any:
         """The first process's value, for all. An exception is raised instead, everywhere."""
+        box: list[Any] = [value]
         if self.world > 1:
-            box = [value]
             dist.broadcast_object_list(box, src=0)
-            value = box[0]
-        if isinstance(value, BaseException):
-            raise value
-        return value
+        if isinstance(box[0], Exception):
+            raise box[0]
+        return box[0]
 
     def add(self, flat: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""
@@ -66,7 +65,7 @@ def assembled(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
         yield Team(), device
         return
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(device)
     if not there:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -75,6 +74,27 @@ def assembled(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
     finally:
         if not there:
             dist.destroy_process_group()
+
+
+def led(team: Team, work: Callable[[], Any]) -> Any:
+    """Done by the first process; all get the result, or the error."""
+    if team.world == 1:
+        return work()
+    result: Any = None
+    if team.leads:
+        try:
+            result = work()
+        except Exception as error:
+            result = error
+    return team.share(result)
+
+
+@contextmanager
+def held(team: Team, lock: AbstractContextManager[Any]) -> Iterator[None]:
+    """A lock that the first process holds for all of them; none goes on where it cannot be had."""
+    with ExitStack() as stack:
+        led(team, lambda: stack.enter_context(lock))
+        yield
 
 
 class SharedGradients:

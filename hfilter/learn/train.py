@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.freezing import freeze_, weights_digest
 from hfilter.learn.laws import check_task
 from hfilter.learn.optimisers import Optimiser
-from hfilter.learn.parallel import Team, assembled
+from hfilter.learn.parallel import Team, assembled, held, led
 from hfilter.learn.records import (
     Callback,
     Log,
@@ -175,10 +175,11 @@ def train(
                 f"stop_at is a fraction of the exact floor, which is {held_out.floor:.3g} here; "
                 "leave it out"
             )
+        settings: dict[str, EncoderConfig | TrainConfig]
         settings = {"encoder": encoder_config, "train": config}
         digest = None if first is None else weights_digest(first)
-        with _held(run, team):
-            made_for = _led(team, lambda: claim(run, model, settings, digest))
+        with held(team, locked(run)):
+            made_for = led(team, lambda: claim(run, model, settings, digest))
             with _torch_state(config, device):
                 torch.manual_seed(key(config.seed, 0))
                 encoder = Encoder(encoder_config).to(device)
@@ -206,7 +207,7 @@ def _train(
     frozen = freeze_(encoder, config.frozen)
     optimiser = Optimiser(encoder, encoder.config, config, device)
     frozen.attach(*optimiser.parts)
-    state, tensors = _led(team, lambda: _resumed(checkpoint, made_for, config.steps))
+    state, tensors = led(team, lambda: _resumed(checkpoint, made_for, config.steps))
     if tensors is not None:
         unpack_state(tensors, encoder, optimiser)
     stepper = Stepper(encoder, optimiser, batches, config, team, device)
@@ -231,9 +232,10 @@ def _train(
     def is_done() -> bool:
         if config.stop_at is None:
             return False
-        last = state.history[-1] if state.history else None
-        reached = last is not None and last["step"] == state.step
-        reached = reached and last["kl"][own] < config.stop_at * last["floor"]
+        reached = False
+        for last in state.history[-1:]:
+            now = last["step"] == state.step
+            reached = now and last["kl"][own] < config.stop_at * last["floor"]
         return bool(team.share(reached))
 
     with board(run, state.step, config.tensorboard and team.leads) as shown:
@@ -291,38 +293,6 @@ def _keep(run: Path, encoder: Encoder, config: TrainConfig, step: int, team: Tea
         check_finite(encoder, step)
         (run / "checkpoints").mkdir(exist_ok=True)
         save_encoder(run / "checkpoints" / f"step-{step:07d}.safetensors", encoder)
-
-
-def _led(team: Team, work: Callable[[], Any]) -> Any:
-    """Done by the first process; all get the result, or the error."""
-    if team.world == 1:
-        return work()
-    result: Any = None
-    if team.leads:
-        try:
-            result = work()
-        except Exception as error:
-            result = error
-    return team.share(result)
-
-
-@contextmanager
-def _held(run: Path, team: Team) -> Iterator[None]:
-    """The folder, locked by the first process for all of them."""
-    if not team.leads:
-        team.share()
-        yield
-        return
-    holding = locked(run)
-    try:
-        holding.__enter__()
-    except Exception as error:
-        team.share(error)
-    try:
-        team.share(True)
-        yield
-    finally:
-        holding.__exit__(None, None, None)
 
 
 def _batches(
