@@ -7,6 +7,7 @@ draws differ). The first process logs and writes; what it reads, it hands to the
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -22,7 +23,7 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
-__all__ = ["SharedGradients", "Team", "assembled", "held", "led"]
+__all__ = ["SharedGradients", "Team", "assemble", "held", "led"]
 
 
 @dataclass(frozen=True)
@@ -52,32 +53,29 @@ class Team:
             dist.all_reduce(flat)
 
 
-@contextmanager
-def assembled(device: torch.device) -> Iterator[tuple[Team, torch.device]]:
+def assemble(device: torch.device) -> tuple[Team, torch.device]:
     """The team that torchrun's environment names (one process without it), and this one's device.
 
     A process group that is there already is used; otherwise one is made (NCCL between GPUs, gloo
-    between processors), and taken down at the end.
+    between processors) and kept, for the next run too, until the process ends.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    there = dist.is_available() and dist.is_initialized()
+    there: bool = dist.is_available() and dist.is_initialized()
     if not there and (world < 2 or "RANK" not in os.environ):
-        yield Team(), device
-        return
-    if device.type == "cuda" and device.index is None:
-        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        return Team(), device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        if str(device) == "cuda":
+            device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(device)
     if not there:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Team(dist.get_rank(), dist.get_world_size()), device
-    finally:
-        if not there:
-            dist.destroy_process_group()
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Team(dist.get_rank(), dist.get_world_size()), device
 
 
 def led(team: Team, work: Callable[[], Any]) -> Any:
-    """Done by the first process; all get the result, or the error."""
+    """Done by the first process; all get the result, or the error, so that none waits for ever."""
     if team.world == 1:
         return work()
     result: Any = None

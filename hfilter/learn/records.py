@@ -48,6 +48,11 @@ class Progress:
         """What the checkpoint keeps; JSON carries floats bit for bit."""
         return {k: v for k, v in vars(self).items() if k != "history"}
 
+    def noted(self, record: Record) -> None:
+        """The record goes into the history, and counts begin anew."""
+        self.history.append(record)
+        self.loss_sum, self.loss_steps, self.seconds = 0.0, 0, 0.0
+
     @classmethod
     def from_numbers(cls, numbers: dict[str, Any]) -> Progress:
         """The inverse of :meth:`numbers`."""
@@ -251,20 +256,24 @@ class Log:
         held_out: HeldOut,
         own_level: int,
         callback: Callback | None,
-        board: Callable[[Record], None] | None = None,
     ) -> None:
-        self.board = board
         self.path = path
         self.state = state
         self.held_out = held_out
         self.own_level = own_level
         self.callback = callback
+        self.board: Callable[[Record], None] | None = None
         self._began = time.perf_counter() - state.elapsed
-        # Records after the checkpoint will be made again: drop them, and a line cut short.
+
+    def open(self, board: Callable[[Record], None] | None = None) -> list[Record]:
+        """Take up the records up to the checkpoint; those after it will be made again."""
+        self.board = board
+        state = self.state
         if state.step > 0:
-            state.history = [r for r in read_log(path) if r["step"] <= state.step]
-        with atomic_write(path, "w") as file:
+            state.history = [r for r in read_log(self.path) if r["step"] <= state.step]
+        with atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(r) + "\n" for r in state.history)
+        return state.history
 
     def elapsed(self) -> float:
         """Seconds of the run so far, over all its sittings."""
@@ -288,8 +297,7 @@ class Log:
             "sequences_per_second": drawn / state.seconds if state.seconds > 0 else None,
             "elapsed": self.elapsed(),
         }
-        state.loss_sum, state.loss_steps, state.seconds = 0.0, 0, 0.0
-        state.history.append(record)
+        state.noted(record)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.board is not None:

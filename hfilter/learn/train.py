@@ -32,7 +32,7 @@ from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.freezing import freeze_, weights_digest
 from hfilter.learn.laws import check_task
 from hfilter.learn.optimisers import Optimiser
-from hfilter.learn.parallel import Team, assembled, held, led
+from hfilter.learn.parallel import Team, assemble, held, led
 from hfilter.learn.records import (
     Callback,
     Log,
@@ -160,34 +160,34 @@ def train(
     device = _device(config.device)
     first = _start(start, encoder_config)
     run = Path(folder)
-    with assembled(device) as (team, device):
-        batches = _batches(model, encoder_config, config, team, device)
-        held_out = HeldOut(
-            model,
-            encoder_config.readout,
-            config.n_eval,
-            seed=batches.seed,
-            mask_rate=config.mask_rate,
-            ancestor_level=config.ancestor_level,
+    team, device = assemble(device)
+    batches = _batches(model, encoder_config, config, team, device)
+    held_out = HeldOut(
+        model,
+        encoder_config.readout,
+        config.n_eval,
+        seed=batches.seed,
+        mask_rate=config.mask_rate,
+        ancestor_level=config.ancestor_level,
+    )
+    if config.stop_at is not None and not held_out.floor > 1e-9:
+        raise ArgumentError(
+            f"stop_at is a fraction of the exact floor, which is {held_out.floor:.3g} here; "
+            "leave it out"
         )
-        if config.stop_at is not None and not held_out.floor > 1e-9:
-            raise ArgumentError(
-                f"stop_at is a fraction of the exact floor, which is {held_out.floor:.3g} here; "
-                "leave it out"
+    settings: dict[str, EncoderConfig | TrainConfig]
+    settings = {"encoder": encoder_config, "train": config}
+    digest = None if first is None else weights_digest(first)
+    with held(team, locked(run)):
+        made_for = led(team, lambda: claim(run, model, settings, digest))
+        with _torch_state(config, device):
+            torch.manual_seed(key(config.seed, 0))
+            encoder = Encoder(encoder_config).to(device)
+            if first is not None:
+                encoder.load_state_dict(first.state_dict())
+            return _train(
+                encoder, batches, held_out, config, run, made_for, team, callback, progress
             )
-        settings: dict[str, EncoderConfig | TrainConfig]
-        settings = {"encoder": encoder_config, "train": config}
-        digest = None if first is None else weights_digest(first)
-        with held(team, locked(run)):
-            made_for = led(team, lambda: claim(run, model, settings, digest))
-            with _torch_state(config, device):
-                torch.manual_seed(key(config.seed, 0))
-                encoder = Encoder(encoder_config).to(device)
-                if first is not None:
-                    encoder.load_state_dict(first.state_dict())
-                return _train(
-                    encoder, batches, held_out, config, run, made_for, team, callback, progress
-                )
 
 
 def _train(
@@ -217,39 +217,36 @@ def _train(
     def write() -> None:
         stepper.look(state)
         check_finite(encoder, state.step)
-        if team.leads:
-            state.elapsed = log.elapsed()
-            numbers = {**state.numbers(), "run": made_for}
-            write_tensors(checkpoint, pack_state(encoder, optimiser), numbers)
+        state.elapsed = led(team, lambda: log.elapsed())
+        numbers = {**state.numbers(), "run": made_for}
+        led(team, lambda: write_tensors(checkpoint, pack_state(encoder, optimiser), numbers))
 
-    def record() -> bool:
-        """Evaluate, and say whether that is good enough to stop."""
-        if team.leads:
-            latest = log.record(encoder, config.learning_rate(max(0, state.step - 1)))
-            bar.set_postfix_str(f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}")
-        return is_done()
+    def record() -> None:
+        latest = led(
+            team, lambda: log.record(encoder, config.learning_rate(max(0, state.step - 1)))
+        )
+        if not team.leads:
+            state.noted(latest)
+        bar.set_postfix_str(f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}")
 
     def is_done() -> bool:
-        if config.stop_at is None:
+        """Whether the latest evaluation is of now, and good enough to stop."""
+        if config.stop_at is None or not state.history:
             return False
-        reached = False
-        for last in state.history[-1:]:
-            now = last["step"] == state.step
-            reached = now and last["kl"][own] < config.stop_at * last["floor"]
-        return bool(team.share(reached))
+        last = state.history[-1]
+        now = last["step"] == state.step
+        return bool(now and last["kl"][own] < config.stop_at * last["floor"])
 
+    log = Log(run / "log.jsonl", state, held_out, own, callback)
     with board(run, state.step, config.tensorboard and team.leads) as shown:
-        if team.leads:
-            log = Log(run / "log.jsonl", state, held_out, own, callback, shown)
+        state.history = led(team, lambda: log.open(shown))
         bar = _bar(config.steps, state.step, progress and team.leads)
         encoder.train()
         try:
             if state.step == 0:
                 _keep(run, encoder, config, 0, team)
-                done = record()
-            else:
-                done = is_done()
-            while state.step < config.steps and not done:
+                record()
+            while state.step < config.steps and not is_done():
                 began = time.perf_counter()
                 stepper.step(state)
                 at_point = state.step in points
@@ -258,17 +255,16 @@ def _train(
                 state.seconds += time.perf_counter() - began
                 if at_point:
                     check_finite(encoder, state.step)
-                    done = record()
+                    record()
                 bar.update()
                 _keep(run, encoder, config, state.step, team)
-                if state.step % config.checkpoint_every == 0 or state.step == config.steps or done:
+                last = state.step == config.steps or is_done()
+                if last or state.step % config.checkpoint_every == 0:
                     write()
         finally:
             bar.close()
     encoder.eval()
-    if team.leads:
-        save_encoder(run / "encoder.safetensors", encoder)
-    state.history = team.share(state.history)
+    led(team, lambda: save_encoder(run / "encoder.safetensors", encoder))
     return TrainResult(encoder, state.history, held_out, run)
 
 
@@ -289,10 +285,12 @@ def _resumed(
 
 def _keep(run: Path, encoder: Encoder, config: TrainConfig, step: int, team: Team) -> None:
     """The encoders that are kept for good."""
-    if step in config.checkpoint_at and team.leads:
+    if step in config.checkpoint_at:
         check_finite(encoder, step)
-        (run / "checkpoints").mkdir(exist_ok=True)
-        save_encoder(run / "checkpoints" / f"step-{step:07d}.safetensors", encoder)
+        path = run / "checkpoints" / f"step-{step:07d}.safetensors"
+        if team.leads:
+            path.parent.mkdir(exist_ok=True)
+        led(team, lambda: save_encoder(path, encoder))
 
 
 def _batches(
