@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from hfilter.experiments.lab import accuracies, complexity, depth, scatter, staircase, targets
+from hfilter.experiments.lab import (
+    accuracies,
+    attention,
+    complexity,
+    depth,
+    finetune,
+    next_token,
+    probes,
+    scatter,
+    staircase,
+    targets,
+)
 from hfilter.experiments.lab.study import Study
 
 __all__ = ["STUDIES"]
 
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
-    for module in (staircase, accuracies, scatter, depth, complexity, targets)
-}
+    for module in (
+        staircase, scatter, probes, accuracies, attention, finetune, depth, complexity, targets,
+        next_token,
+    )
+}  # fmt: skip
