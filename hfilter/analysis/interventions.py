@@ -24,6 +24,7 @@ from hfilter.analysis.looking import (
     traced,
 )
 from hfilter.analysis.patching import HeadAblation, Patching, ablate_heads, patch_activations
+from hfilter.checks import check_float, check_int
 from hfilter.errors import ArgumentError, ShapeError
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def scale_attention(
     >>> effect(encoder, np.zeros((3, 8), dtype=int), cut).kl > 0
     True
     """
+    layer = check_int("layer", layer, 0)
     chosen = fetched("where", where)
     if (
         chosen.dtype != np.bool_
@@ -233,8 +235,7 @@ def scale_attention(
         raise ShapeError(
             f"where must be bool of shape (P, P) or (n, P, P), got {chosen.dtype} {chosen.shape}"
         )
-    if not (np.isfinite(factor) and factor >= 0):
-        raise ArgumentError(f"factor must be finite and at least 0, got {factor!r}")
+    factor = check_float("factor", factor, 0.0)
     if what not in ("weights", "scores"):
         raise ArgumentError(f"what must be 'weights' or 'scores', got {what!r}")
 
@@ -243,6 +244,11 @@ def scale_attention(
 
         def change(x: Any) -> Any:
             part = chosen if chosen.ndim == 2 else chosen[rows][:, None]
+            if part.shape[-1] != x.shape[-1] or (part.ndim > 2 and len(part) != len(x)):
+                raise ShapeError(
+                    f"where must fit {x.shape[-1]} positions, and have one map or one per row of "
+                    f"tokens, got shape {chosen.shape}"
+                )
             pick = torch.as_tensor(part, device=x.device).expand(x.shape)
             if head is not None:
                 if not 0 <= head < x.shape[1]:
