@@ -10,4 +10,16 @@ Import from ``hfilter.analysis.compare``:
 
 The first two return a ``Comparison``, the last an ``ExactAccuracies``; both print as a table and
 have ``as_dict()`` for JSON.
+
+To look inside an encoder (these need torch when they are called):
+
+- ``analysis.attention``: ``attention_maps``, and ``attention_distance`` from ``ideal_attention``,
+  by which belief propagation would read its neighbours.
+- ``analysis.interventions``: ``logit_lens``, ``effect`` of edits, ``replace_at``,
+  ``scale_attention``, ``patch_activations``, ``ablate_heads``.
+- ``analysis.mechanisms``: the exact effects to hold them against; ``with_sibling``, ``soften``,
+  ``local_and_global``.
+- ``analysis.competition``: ``competition`` and ``attention_doses``, a network where the local and
+  the global answer differ.
+- ``analysis.construction``: ``ConstructedTransformer``, where every answer is known.
 """

@@ -7,7 +7,8 @@ to hide) does without. Import from the files:
   ``load_encoder``, ``read_log`` and ``log_spaced`` belong to it.
 - ``learn.presets``: ``fast_mlm(model)``, settings known to work for masked leaves in a minute.
 - ``learn.encoder``: ``Encoder`` and ``EncoderConfig``; ``EncoderConfig.for_model(model, ...)``
-  takes the sizes from a model, ``Encoder.trace`` names every inner activation.
+  takes the sizes from a model, ``Encoder.trace`` names every inner activation and edits it.
+- ``learn.initial``: ``init_gamma_``, initial weights of a chosen scale.
 - ``learn.data``: ``FreshBatches`` for a loop of your own; batches are functions of (seed, step).
 - ``learn.tasks``: ``HeldOut`` (held-out set with exact answers), ``task_loss``, ``predict``.
 - ``learn.masks``: ``draw_masks``.
