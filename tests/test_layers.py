@@ -145,7 +145,9 @@ def test_front_door_keeps_heavy_rooms_closed() -> None:
     assert max(RANK[room] for room in rooms) < RANK["oracles"]
 
 
-@pytest.mark.parametrize("name", ["encoder", "architecture", "layers", "sites", "initial"])
+@pytest.mark.parametrize(
+    "name", ["encoder", "architecture", "layers", "sites", "initial", "export"]
+)
 def test_encoder_cannot_know_the_answer(name: str) -> None:
     """What a network is made of imports nothing of hfilter but its own files and the errors."""
     own = ("errors", "learn.encoder", "learn.architecture", "learn.layers", "learn.sites")
