@@ -170,6 +170,32 @@ def test_slots_hold_the_exact_messages(k, dtype):
         network.messages(torch.zeros(2, 8, 3), 1)
 
 
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_causal_slots_hold_what_is_known_so_far(k):
+    grammar = Grammar.random_hierarchy(4, 3, depth=3, n_classes=2, seed=1)
+    model = TreeModel(grammar, filter_level=k)
+    leaves, mask, tokens = mixed_rows(model, 4, seed=1)
+    fields = np.exp(token_fields(leaves, mask, model.vocab_size))
+    network = ConstructedTransformer(model, "causal")
+    with torch.no_grad():
+        _, seen = network.trace(torch.as_tensor(tokens))
+    for m in range(model.depth + 1):
+        up, rest = network.messages(seen[f"layers.{max(m - 1, 0)}.hidden"], m)
+        assert up.shape[-1] == (network.slots(m).width if m < model.depth else 0)
+        for row, j in itertools.product(range(len(tokens)), range(model.n_leaves)):
+            if m < model.depth:
+                ended = j > 0 and j % 2**m == 0
+                want = expected_upward(model, fields[row], m)[(j >> m) - 1] * ended
+                if m > 0 or j > 0:  # the start token is all ones
+                    np.testing.assert_allclose(up[row, j].numpy(), want, rtol=1e-13)
+            for x in range(model.vocab_size):
+                known = fields[row].copy()
+                known[j:] = 1.0
+                known[j] = np.eye(model.vocab_size)[x]
+                want = expected_upward(model, known, m)[j >> m]
+                np.testing.assert_allclose(rest[row, j, :, x].numpy(), want, rtol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_attention_is_uniform_on_the_sibling_block_and_exactly_zero_elsewhere(dtype):
     model = published(4)

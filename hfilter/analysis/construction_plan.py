@@ -33,7 +33,9 @@ class MessageSlots:
         height 0 from ``embed`` on) and stay in place to the end.
     up : slice
         u_m (w): P(evidence in the block | the block's top symbol), times ``2.0**exponent``. Empty
-        for the whole sequence under the task ``"causal"``, where nothing comes after it.
+        for the whole sequence under the task ``"causal"``, where nothing comes after it. There it
+        is that of the block that ends with leaf j - 1, and zero where none does (the start token's
+        u_0 is all ones).
     rest : slice
         R_m (w, q) in row-major order: P(leaf = x, evidence of the other leaves of its block | top
         symbol = a), times ``2.0**exponent``.
