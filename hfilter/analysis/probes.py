@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from hfilter.analysis.blocks import block_accuracy, block_beliefs
 from hfilter.analysis.checks import as_integers, fetched
+from hfilter.analysis.fitting import fit_linear, fit_two_layer
 from hfilter.analysis.questions import Question, at_leaves
 from hfilter.analysis.states import Layer, states_of
 from hfilter.analysis.tally import Tally
@@ -279,8 +279,8 @@ def probe(
 
     def fit(goal: NDArray[np.int64]) -> tuple[Callable[[Any], NDArray[np.int64]], bool]:
         if kind == "linear":
-            return _linear(train, goal, max_iter)
-        return _two_layer(train, goal, classes, seed, epochs, hidden, lr, batch_size), True
+            return fit_linear(train, goal, max_iter)
+        return fit_two_layer(train, goal, classes, seed, epochs, hidden, lr, batch_size), True
 
     guess, converged = fit(target)
     score = Tally()
@@ -320,76 +320,3 @@ def _checked(states: Any, labels: Any) -> tuple[NDArray[Any], NDArray[np.int64]]
     if y.size and y.min() < 0:
         raise ArgumentError(f"labels must be at least 0, got {y.min()}")
     return x, y.astype(np.int64)
-
-
-def missing(error: ImportError) -> ModuleNotFoundError:
-    """What to raise when a package that a probe needs is not there: says the remedy."""
-    return ModuleNotFoundError(
-        f"probes need the package {error.name}, which could not be imported ({error}); install it "
-        "with: pip install '.[learn]'",
-        name=error.name,
-    )
-
-
-def _linear(
-    x: NDArray[Any], y: NDArray[np.int64], max_iter: int
-) -> tuple[Callable[[Any], NDArray[np.int64]], bool]:
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise missing(error) from error
-    if len(np.unique(y)) == 1:
-        only = y[0]
-        return lambda rows: np.full(len(rows), only), True
-    model = LogisticRegression(max_iter=max_iter, tol=1e-4)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(x, y)
-    for warning in caught:
-        if not issubclass(warning.category, ConvergenceWarning):
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-    return lambda rows: np.asarray(model.predict(rows), dtype=np.int64), converged
-
-
-def _two_layer(
-    x: NDArray[Any],
-    y: NDArray[np.int64],
-    classes: int,
-    seed: int,
-    epochs: int,
-    hidden: int,
-    lr: float,
-    batch_size: int,
-) -> Callable[[Any], NDArray[np.int64]]:
-    try:
-        import torch
-        from torch import nn
-    except ImportError as error:
-        raise missing(error) from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
-        net = nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
-    random = torch.Generator().manual_seed(seed % 2**63)
-    rows, goal = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
-    adam = torch.optim.Adam(net.parameters(), lr=lr)
-    steps = epochs * math.ceil(len(rows) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, steps))
-    with torch.enable_grad():
-        for _ in range(epochs):
-            for batch in torch.split(torch.randperm(len(rows), generator=random), batch_size):
-                loss = nn.functional.cross_entropy(net(rows[batch]), goal[batch])
-                adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                adam.step()
-                schedule.step()
-
-    def guess(states: NDArray[Any]) -> NDArray[np.int64]:
-        with torch.no_grad():
-            parts = torch.split(torch.from_numpy(states.astype(np.float32)), 2**16)
-            return np.concatenate([net(part).argmax(1).numpy() for part in parts])
-
-    return guess

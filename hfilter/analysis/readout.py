@@ -9,7 +9,7 @@ import numpy as np
 
 from hfilter.analysis.blocks import MessageKind, exact_messages
 from hfilter.analysis.checks import fetched
-from hfilter.analysis.probes import missing
+from hfilter.analysis.fitting import fit_ridge
 from hfilter.analysis.questions import at_leaves
 from hfilter.analysis.states import Layer, count_layers, states_of
 from hfilter.checks import check_float, check_int, check_seed
@@ -117,8 +117,8 @@ def message_readout(
     order = np.random.default_rng([seed, 2]).permutation(len(goal) + len(truth))
     mixed = np.concatenate([goal, truth])[order]
     controls = mixed[: len(goal)], mixed[len(goal) :]
-    read = _ridge(train, goal, test, ridge)
-    random = _ridge(train, controls[0], test, ridge)
+    read = fit_ridge(train, goal, test, ridge)
+    random = fit_ridge(train, controls[0], test, ridge)
     by_position = np.tile(y[:count].mean(axis=0), (n - count, 1))
     return MessageReadout(
         n_train=count,
@@ -246,17 +246,6 @@ def message_profile(
     return MessageProfile(
         kind, rows, columns, table("r2"), table("shuffled"), table("position"), count, n - count
     )
-
-
-def _ridge(
-    x: NDArray[Any], y: NDArray[np.float64], test: NDArray[Any], weight: float
-) -> NDArray[np.float64]:
-    try:
-        from sklearn.linear_model import Ridge
-    except ImportError as error:
-        raise missing(error) from error
-    model = Ridge(alpha=weight, solver="auto" if weight else "svd").fit(x, y)
-    return np.asarray(model.predict(test), dtype=np.float64).reshape(len(test), -1)
 
 
 def _r2(truth: NDArray[Any], read: NDArray[Any], fitted: NDArray[Any]) -> float:
