@@ -35,7 +35,8 @@ class Comparison:
     kl_quantiles : dict of dict, by k
         Quantiles of KL(BP_k || model) over tokens, by share, within 1 %.
     agreement : dict of float, by k
-        Fraction of tokens where the two choose the same symbol.
+        Fraction of tokens where the model's choice is one that BP_k holds for most likely, ties
+        within 1e-9 among them (they occur: rules may cancel).
     absolute_error : dict of float, by k
         Mean over tokens and symbols of |model - BP_k|.
     calibration_error : dict of float, by k

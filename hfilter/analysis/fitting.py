@@ -40,14 +40,16 @@ def fit_linear(
     model = LogisticRegression(max_iter=max_iter, tol=1e-4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(x, y)
+        model.fit(x.astype(np.float32), y)  # standardised numbers; half the time
     for warning in caught:
         if not issubclass(warning.category, ConvergenceWarning):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
-    return lambda rows: np.asarray(model.predict(rows), dtype=np.int64), converged
+    return lambda rows: np.asarray(
+        model.predict(rows.astype(np.float32)), dtype=np.int64
+    ), converged
 
 
 def fit_two_layer(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "Scored", "blocks", "divergence", "normalised", "score"]
 
 _BLOCK_VALUES = 2**22  # probabilities held at once per array (32 MB in float64)
+_TIE = 1e-9  # symbols whose exact probabilities are this close are equally good choices
 
 
 class Scored(NamedTuple):
@@ -89,7 +90,8 @@ class Judge:
                 tallies["exact_cross_entropy"].add(_nats(p, right), sequence, exists, n)
                 tallies["exact_brier"].add(_brier(p, right), sequence, exists, n)
             kl = divergence(p, q)
-            tallies["agreement"].add(choice == choice_q, sequence, both, n)
+            best = p[np.arange(len(p)), choice_q] >= p.max(axis=1, initial=0.0) - _TIE
+            tallies["agreement"].add(best, sequence, both, n)
             tallies["kl"].add(kl, sequence, both, n)
             tallies["absolute_error"].add(np.abs(q - p).mean(axis=1), sequence, both, n)
             tallies["brier_excess"].add(((q - p) ** 2).sum(axis=1), sequence, both, n)

@@ -99,13 +99,22 @@ def message_readout(
     >>> round(found.r2, 6), abs(found.shuffled) < 0.05
     (1.0, True)
     """
+    x, y = _checked(states, targets)
+    return _readouts(x, [y], n_train, ridge, seed)[0]
+
+
+def _readouts(
+    x: NDArray[Any],
+    targets: list[NDArray[np.float64]],
+    n_train: int | None,
+    ridge: float,
+    seed: int,
+) -> list[MessageReadout]:
+    """Read-outs of several targets (n, L, q) from the same states, all controls in one solution."""
     check_float("ridge", ridge, 0.0)
     check_seed("seed", seed)
-    x, y = _checked(states, targets)
-    known = ~np.isnan(y).any(axis=(1, 2))
-    x, y = x[known], y[known]
-    y = y / (np.abs(y).max(initial=0.0) or 1.0)  # messages of large blocks are small numbers
-    n, q = len(y), y.shape[2]
+    known = ~np.any([np.isnan(y).any(axis=(1, 2)) for y in targets], axis=0)
+    x, n = x[known], int(known.sum())
     if n < 3:
         raise ArgumentError(f"targets must be defined in at least 3 rows, got {n}")
     count = 3 * n // 4 if n_train is None else check_int("n_train", n_train, 2, n - 1)
@@ -113,23 +122,32 @@ def message_readout(
     mean, spread = train.mean(axis=0), train.std(axis=0)
     spread[spread == 0] = 1.0
     train, test = (train - mean) / spread, (test - mean) / spread
-    goal, truth = y[:count].reshape(-1, q), y[count:].reshape(-1, q)
-    order = np.random.default_rng([seed, 2]).permutation(len(goal) + len(truth))
-    mixed = np.concatenate([goal, truth])[order]
-    controls = mixed[: len(goal)], mixed[len(goal) :]
-    read = fit_ridge(train, goal, test, ridge)
-    random = fit_ridge(train, controls[0], test, ridge)
-    by_position = np.tile(y[:count].mean(axis=0), (n - count, 1))
-    return MessageReadout(
-        n_train=count,
-        n_test=n - count,
-        r2=_r2(truth, read, goal),
-        r2_by_symbol=np.array(
-            [_r2(truth[:, [b]], read[:, [b]], goal[:, [b]]) for b in range(q)], dtype=np.float64
-        ),
-        shuffled=_r2(controls[1], random, controls[0]),
-        position=_r2(truth, by_position, goal),
-    )
+    order = np.random.default_rng([seed, 2]).permutation(n * x.shape[1])
+    columns = []
+    for target in targets:
+        y = target[known].reshape(n * x.shape[1], -1)
+        y = y / (np.abs(y).max(initial=0.0) or 1.0)  # messages of large blocks are small numbers
+        columns += [y, y[order]]
+    m = len(train)
+    read = fit_ridge(train, np.concatenate([y[:m] for y in columns], axis=1), test, ridge)
+    parts = np.split(read, np.cumsum([y.shape[1] for y in columns])[:-1], axis=1)
+    found = []
+    for i in range(0, len(columns), 2):
+        (y, mixed), (guess, random) = columns[i : i + 2], parts[i : i + 2]
+        goal, truth, q = y[:m], y[m:], y.shape[1]
+        by_position = np.tile(goal.reshape(count, -1, q).mean(axis=0), (n - count, 1))
+        by_symbol = [_r2(truth[:, [b]], guess[:, [b]], goal[:, [b]]) for b in range(q)]
+        found.append(
+            MessageReadout(
+                n_train=count,
+                n_test=n - count,
+                r2=_r2(truth, guess, goal),
+                r2_by_symbol=np.array(by_symbol, dtype=np.float64),
+                shuffled=_r2(mixed[m:], random, mixed[:m]),
+                position=_r2(truth, by_position, goal),
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +237,11 @@ def message_profile(
     ------
     hfilter.errors.HFilterError
         As `message_readout` and `exact_messages`.
+
+    Notes
+    -----
+    Unnormalised messages of large blocks span many orders of magnitude: their R² is that of the
+    likeliest rows, and far below 0 where such a row is in the test alone.
     """
     check_int("n", n, 4)
     if layers is None:
@@ -237,15 +260,15 @@ def message_profile(
     found = []
     for layer in rows:
         states = states_of(encoder, leaves, layer)
-        found.append([message_readout(states, x, ridge=ridge, seed=seed) for x in messages])
+        pairs = [_checked(states, x) for x in messages]
+        found.append(_readouts(pairs[0][0], [y for _, y in pairs], None, ridge, seed))
 
     def table(name: str) -> NDArray[np.float64]:
         return np.array([[getattr(x, name) for x in row] for row in found], dtype=np.float64)
 
-    count = found[0][0].n_train
-    return MessageProfile(
-        kind, rows, columns, table("r2"), table("shuffled"), table("position"), count, n - count
-    )
+    tables = (table("r2"), table("shuffled"), table("position"))
+    counts = (found[0][0].n_train, found[0][0].n_test)
+    return MessageProfile(kind, rows, columns, *tables, *counts)
 
 
 def _r2(truth: NDArray[Any], read: NDArray[Any], fitted: NDArray[Any]) -> float:
