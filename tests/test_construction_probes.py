@@ -56,9 +56,9 @@ def test_probes_rise_with_the_layer_and_stay_below_the_oracle(model):
     network = construction.ConstructedTransformer(model)
     options = {"n_train": 600, "n_test": 400, "shuffled": False}
     found = [
-        ancestor_probe(network, model, m, 1, "two-layer", epochs=10, **options) for m in range(3)
+        ancestor_probe(network, model, m, 1, "two-layer", epochs=15, **options) for m in range(3)
     ]
     for probe in found:
         assert probe.accuracy < probe.block_oracle + 5 * probe.accuracy_se
     assert found[2].accuracy > found[1].accuracy + 0.05 > found[0].accuracy
-    assert found[2].accuracy > 0.8
+    assert found[2].accuracy > found[2].oracle[1] + 0.02  # more than any pair of leaves knows

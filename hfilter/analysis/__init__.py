@@ -1,25 +1,38 @@
-"""Judge any model's probabilities beside the exact posteriors; NumPy alone, no torch needed.
+"""Judge any model's probabilities beside the exact posteriors, and look for them inside it.
 
-Import from ``hfilter.analysis.compare``:
+Import from the files. NumPy alone, no torch needed:
 
-- ``compare(model, probabilities, leaves, ...)`` scores probabilities you already have against the
-  truth and against BP_k of every filter level k; with ``roots=`` it scores the root.
-- ``evaluate(predict, model, n, ...)`` draws the sequences itself and asks your function.
-- ``exact_accuracies(model, n)`` is the table of what exact inference at one filter level achieves
+- ``compare``: ``compare(model, probabilities, leaves, ...)`` scores probabilities you already have
+  against the truth and against BP_k of every filter level k, for masked leaves, the root, the next
+  token or ancestors; ``evaluate(predict, model, n, ...)`` draws the sequences itself, the model's
+  own, another's or random ones, and asks your function, network or oracle;
+  ``agreement_table`` and ``draw_agreement`` give both laws token by token;
+  ``exact_accuracies(model, n)`` is the table of what exact inference at one filter level achieves
   on data of another (Garnier-Brun et al. 2024, arXiv 2408.15138, figures 2 and 3).
+- ``ladders``: ``ladders(predict, model, n)``, KL to every window W_h and every BP_k.
+- ``matrix``: ``accuracy_matrix(predictors by k, model, n)``, train × test beside the exact matrix;
+  ``over_seeds(results)`` pools runs.
+- ``blocks``: ``block_accuracy``, how well the leaves of a block tell their ancestors;
+  ``exact_messages``, what belief propagation computes at every node.
 
-The first two return a ``Comparison``, the last an ``ExactAccuracies``; both print as a table and
-have ``as_dict()`` for JSON.
+With torch and scikit-learn (``pip install '.[learn]'``):
 
-To look inside an encoder (these need torch when they are called):
+- ``states``: ``hidden_states(encoder, tokens)``, layer by layer.
+- ``probes``: ``ancestor_probe(encoder, model, layer, level)`` beside the exact oracle; ``probe`` for
+  states and labels of your own.
+- ``readout``: ``message_profile(encoder, model)``, R² of exact messages in every layer;
+  ``message_readout`` for states and targets of your own.
 
-- ``analysis.attention``: ``attention_maps``, and ``attention_distance`` from ``ideal_attention``,
-  by which belief propagation would read its neighbours.
-- ``analysis.interventions``: ``logit_lens``, ``effect`` of edits, ``replace_at``,
+- ``attention``: ``attention_maps``, and ``attention_distance`` from ``ideal_attention``, by which
+  belief propagation would read its neighbours.
+- ``interventions``, ``patching``: ``logit_lens``, ``effect`` of edits, ``replace_at``,
   ``scale_attention``, ``patch_activations``, ``ablate_heads``.
-- ``analysis.mechanisms``: the exact effects to hold them against; ``with_sibling``, ``soften``,
+- ``mechanisms``: the exact effects to hold them against; ``with_sibling``, ``soften``,
   ``local_and_global``.
-- ``analysis.competition``: ``competition`` and ``attention_doses``, a network where the local and
-  the global answer differ.
-- ``analysis.construction``: ``ConstructedTransformer``, where every answer is known.
+- ``competition``: ``competition`` and ``attention_doses``, a network where the local and the global
+  answer differ.
+- ``construction``: ``ConstructedTransformer``, where every answer is known; ``distance``: how far
+  training has moved an encoder.
+
+Results are frozen dataclasses with ``as_dict()`` for JSON; most print as a table.
 """
