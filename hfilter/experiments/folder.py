@@ -76,8 +76,8 @@ def claim(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
 def _clear(out: Path) -> None:
     """Remove the demo's own files, and nothing else."""
     run = out / TRAINING
-    names = ("config.json", "grammar.npz", "log.jsonl")
-    names += ("checkpoint.safetensors", "encoder.safetensors")
+    tensors = ("checkpoint.safetensors", "encoder.safetensors")
+    names = ("config.json", "grammar.npz", "log.jsonl", *tensors)
     for path in [*(out / name for name in FILES), *(run / name for name in names)]:
         path.unlink(missing_ok=True)
 

@@ -40,9 +40,11 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
         for (task, seed), group in groups.items():
             networks = {one.run.law.filter_level: one.encoder for one in group}
             model = group[0].run.law.model
-            found = accuracy_matrix(
-                networks, model, rows, task, progress=lambda done, total: advance(1)
-            )
+
+            def tell(done: int, total: int) -> None:
+                advance(1)
+
+            found = accuracy_matrix(networks, model, rows, task, progress=tell)
             for i, k in enumerate(found.train_levels):
                 for j, other in enumerate(found.test_levels):
                     for name in _MEASURES:

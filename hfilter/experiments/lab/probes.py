@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hfilter.analysis.blocks import MessageKind
 from hfilter.analysis.probes import ancestor_probe
 from hfilter.analysis.readout import message_profile
 from hfilter.experiments.figures import level_colour, styled
@@ -52,13 +53,15 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
             )  # fmt: skip
             advance(1)
     messages: list[tuple[Any, ...]] = []
-    for name in ("upward", "belief"):
-        profile = message_profile(network, model, options.pick(64, 4096, 10_000), kind=name)
-        for (i, m), (j, h) in (
+    kinds: tuple[MessageKind, ...] = ("upward", "belief")
+    for name in kinds:
+        rows = options.pick(64, 4096, 10_000)
+        profile = message_profile(network, model, rows, kind=name)
+        for (i, layer), (j, height) in (
             (a, b) for a in enumerate(profile.layers) for b in enumerate(profile.heights)
         ):
             numbers = (profile.r2[i, j], profile.shuffled[i, j], profile.position[i, j])
-            messages.append((m, h, name, *(float(x) for x in numbers)))
+            messages.append((layer, height, name, *(float(x) for x in numbers)))
     return {"main": Table(_PROBES, found), "messages": Table(_MESSAGES, messages)}
 
 

@@ -230,7 +230,9 @@ def _train_run(folder: Path, run: Run, show: bool) -> None:
     from hfilter.learn.transfer import transfer
 
     source = load_encoder(folder / run.source.name)
-    moved = transfer(source, run.encoder.readout, freeze=run.freeze)
+    moved = transfer(
+        source, run.encoder.readout, freeze=run.freeze, model=model, seed=run.training.seed
+    )
     training = replace(run.training, frozen=moved.frozen)
     train(model, moved.config, training, target, progress=show, start=moved.encoder)
 

@@ -36,7 +36,7 @@ def _recipes(options: Options, law: Any, seed: int) -> list[tuple[str, Run]]:
     at = (0, *log_spaced(steps, 16)) if steps > 1 else (0, 1)
     # The published batch is small and its encoder wide: about the time of the preset, in steps.
     slow = options.pick(6, round(steps * batch / 32 / 13), 16_000_000)
-    adam = {"optimiser": "adamw", "muon_lr": None}
+    adam: dict[str, Any] = {"optimiser": "adamw", "muon_lr": None}
     published: dict[str, Any] = {
         "steps": slow, "batch_size": 32, "lr": 1e-4, "schedule": "constant", "warmup": 0,
         "clip": None, "train_mask_rate": None, "targets": "labels", "betas": (0.9, 0.999),
