@@ -137,8 +137,8 @@ def question(model, n=80):
 def test_competition_by_loops():
     model, encoder = small_model(), build(config())
     leaves, where, mask = question(model)
-    found = competition(encoder, model, leaves, where, mask=mask, batch_size=7)
-    rows = {name: [] for name in ("odds", "local", "exact", "best", "loc", "glob")}
+    found = competition(encoder, model, leaves, where, mask=mask, heads=True, batch_size=7)
+    rows = {name: [] for name in ("odds", "local", "exact", "best", "loc", "glob", "heads")}
     for x, j, m in zip(leaves, where, mask, strict=True):
         tokens = np.where(m, 4, x)
         tokens[j] = 4
@@ -151,6 +151,18 @@ def test_competition_by_loops():
             _, seen = encoder.trace(torch.tensor(tokens[None]))
             sites = ("embed", "layers.0.hidden", "layers.1.hidden")
             law = np.stack([encoder.decode(seen[s])[0, j].numpy() for s in sites])
+            change = np.empty((2, 2))
+            for i, h in np.ndindex(2, 2):
+
+                def silence(z, h=h, j=j):
+                    z = z.clone()
+                    z[:, h, j] = 0
+                    return z
+
+                edits = {f"layers.{i}.attention.heads": silence}
+                less = encoder.trace(torch.tensor(tokens[None]), edits=edits)[0][0, j].numpy()
+                change[i, h] = (less[loc] - less[glob]) - (law[-1, loc] - law[-1, glob])
+        rows["heads"].append(change)
         rows["odds"].append(law[:, loc] - law[:, glob])
         rows["best"].append(law.argmax(-1))
         rows["loc"].append(loc)
@@ -168,6 +180,8 @@ def test_competition_by_loops():
     for got, want in ((found.exact_difference, "exact"), (found.local_difference, "local")):
         assert got == pytest.approx(r[want][np.isfinite(r[want])].mean(), abs=1e-10)
     assert found.exact_difference < 0 < found.local_difference
+    np.testing.assert_allclose(found.heads, r["heads"].mean(0), atol=1e-12)
+    assert competition(encoder, model, leaves, where).heads is None
     assert json.dumps(found.as_dict())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hfilter.analysis.interventions import logit_lens, scale_attention
+from hfilter.analysis.interventions import logit_lens, replace_at, scale_attention
 from hfilter.analysis.looking import (
     as_positions,
     averaged,
@@ -21,7 +21,7 @@ from hfilter.checks import check_float, check_int
 from hfilter.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -55,6 +55,9 @@ class Competition:
         Rows counted, and given.
     undefined : ndarray of int, shape (sites,)
         Rows left out of ``difference``.
+    heads : ndarray, shape (layers, heads), or None
+        Change of the answer's mean log-odds when what a head brings to the asked leaf is replaced
+        by zeros: negative for heads that speak for the local choice.
     """
 
     sites: tuple[str, ...]
@@ -67,6 +70,7 @@ class Competition:
     n_conflicts: int
     n_rows: int
     undefined: NDArray[np.int64]
+    heads: Floats | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
@@ -80,6 +84,7 @@ def competition(
     positions: ArrayLike,
     *,
     mask: ArrayLike | None = None,
+    heads: bool = False,
     batch_size: int = 512,
 ) -> Competition:
     """Read the network layer by layer at leaves where the local and the global choice differ.
@@ -94,6 +99,8 @@ def competition(
         The leaf asked for in each row; it is hidden from the network.
     mask : (n, L) bool array, optional
         Other leaves that are hidden.
+    heads : bool
+        Silence each head in turn as well: one more pass for each.
     batch_size : int
 
     Raises
@@ -138,6 +145,7 @@ def competition(
         n_conflicts=len(tokens),
         n_rows=rows,
         undefined=np.array([(~np.isfinite(o)).sum() for o in odds]),
+        heads=_silenced(encoder, tokens, where, choices, batch_size) if heads else None,
     )
 
 
@@ -288,6 +296,26 @@ def _conflicts(
     keep = found.conflict[row, where]
     row, at = row[keep], where[keep]
     return tokens[keep], at, (found.local[row, at], found.full[row, at]), len(tokens)
+
+
+def _silenced(
+    encoder: Encoder, tokens: Array, where: Array, choices: Array, batch_size: int
+) -> Floats:
+    """Mean change of the log-odds at the asked leaves, by (layer, head) taken away there."""
+    row = np.arange(len(tokens))
+    before = _log_odds(log_laws(encoder, tokens, None, batch_size)[row, where], choices)
+    out = np.empty((encoder.config.n_layers, encoder.config.n_heads))
+    for layer, head in np.ndindex(out.shape):
+        kept = np.arange(encoder.config.n_heads) != head
+        edits = replace_at(f"layers.{layer}.attention.heads", where, _times(kept[:, None]))
+        law = log_laws(encoder, tokens, edits, batch_size)[row, where]
+        change = _log_odds(law, choices) - before
+        out[layer, head] = averaged(change, np.isfinite(change))[0]
+    return out
+
+
+def _times(factors: Array) -> Callable[[Any], Any]:
+    return lambda x: x * x.new_tensor(factors.astype(np.float64))
 
 
 def _log_odds(law: Floats, choices: Array) -> Floats:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+try:
+    from torch import Tensor, nn
+except ImportError as error:
+    raise ModuleNotFoundError(
+        f"hfilter.learn.export needs torch ({error}); install it with: pip install '.[learn]'",
+        name=error.name,
+    ) from error
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.encoder import Encoder, EncoderLayer

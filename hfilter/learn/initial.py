@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
-from torch import Tensor, nn
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError as error:
+    raise ModuleNotFoundError(
+        f"hfilter.learn.initial needs torch ({error}); install it with: pip install '.[learn]'",
+        name=error.name,
+    ) from error
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.architecture import is_number
