@@ -65,6 +65,9 @@ def test_cuts_swaps_and_softening_by_enumeration(name, k):
                 by[i, j, x] = -np.inf if value == 0 else np.log(value)
         np.testing.assert_allclose(fields, by, atol=1e-15)
     hidden = mask | where
+    tokens = np.where(mask, q, leaves)  # hidden by the token, by the mask, or by both
+    for both in (None, mask, np.zeros_like(mask)):
+        np.testing.assert_array_equal(soften(model, tokens, where, 1.0, both), fields)
     whole = soften(model, leaves, where, 0.0, mask)
     np.testing.assert_allclose(whole, token_fields(leaves, hidden, q))
 
@@ -185,13 +188,13 @@ def test_competition_by_loops():
     assert json.dumps(found.as_dict())
 
 
-@pytest.mark.parametrize("what", ["weights", "scores"])
-def test_doses_by_loops(what):
+@pytest.mark.parametrize(("what", "layers"), [("weights", None), ("scores", [0])])
+def test_doses_by_loops(what, layers):
     model, encoder = small_model(1), build(config())
     leaves, where, mask = question(model, 40)
     factors = (0.0, 0.4, 1.0)
     found = attention_doses(
-        encoder, model, leaves, where, factors, height=2, layers=[1], what=what, mask=mask
+        encoder, model, leaves, where, factors, height=2, layers=layers, what=what, mask=mask
     )
     count = 0
     odds, exact_odds, apart, moved, exact_moved = np.zeros((5, 3))
@@ -215,8 +218,8 @@ def test_doses_by_loops(what):
                 return w
 
             with torch.no_grad():
-                edit = {f"layers.1.attention.{what}": scaled}
-                law = encoder.trace(torch.tensor(tokens[None]), edits=edit)[0][0, j].softmax(-1)
+                edits = {f"layers.{i}.attention.{what}": scaled for i in layers or (0, 1)}
+                law = encoder.trace(torch.tensor(tokens[None]), edits=edits)[0][0, j].softmax(-1)
                 base = encoder(torch.tensor(tokens[None]))[0, j].softmax(-1).numpy()
             law = law.numpy()
             fields = np.zeros((1, 8, 4))
