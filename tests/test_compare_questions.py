@@ -97,6 +97,11 @@ def test_evaluate_draws_what_the_task_needs(model):
     floor = next_token_entropy(model).mean()
     assert abs(result.cross_entropy - floor) < 5 * result.cross_entropy_se  # 6e-7
 
+    hidden = evaluate(causal, model, 300, task="causal", mask_rate=0.5)
+    assert hidden.n_tokens == 2400  # all are scored, from what is known of those before
+    assert abs(hidden.kl[0]) < 1e-14
+    assert hidden.cross_entropy > result.cross_entropy + 0.05
+
     def ancestor(tokens):
         return np.repeat(model.infer(tokens, dtype="float64", levels=[2]).level(2), 2, axis=1)
 
