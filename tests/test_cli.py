@@ -193,7 +193,7 @@ def test_info_says_why_a_backend_is_missing(capsys: pytest.CaptureFixture[str]) 
     assert facts["packages"]["numpy"] == np.__version__
 
 
-@pytest.mark.parametrize("command", ["", "demo", "generate", "infer", "info"])
+@pytest.mark.parametrize("command", ["", "demo", "evaluate", "generate", "infer", "info", "train"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     assert "examples:" in capsys.readouterr().out
@@ -226,6 +226,8 @@ def test_the_core_alone_is_enough(inside: Path) -> None:
     for argv in (
         "info",
         "demo --help",
+        "train --help",
+        "evaluate --help",
         "generate --rows 20 --out a.npy",
         "infer a.npy --out b.npy",
     ):
@@ -235,6 +237,9 @@ def test_the_core_alone_is_enough(inside: Path) -> None:
     done = call("demo", "--quick")
     assert done.returncode == 2
     assert re.search(r"needs the package (torch|matplotlib|safetensors)", done.stderr)
+    done = call("train", "--preset", "mlm-fast", "--out", "run")
+    assert done.returncode == 2
+    assert re.search(r"needs the package (torch|safetensors)", done.stderr)
     assert names(inside) == {"a.npy", "a.json", "b.npy", "b.json"}
 
 

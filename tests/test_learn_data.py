@@ -29,7 +29,7 @@ except ImportError as error:
     [
         *(
             ("torch", module)
-            for module in ("train", "presets", "encoder", "data", "tasks", "checkpoint", "records")
+            for module in ("train", "encoder", "data", "tasks", "checkpoint", "records")
         ),
         ("safetensors", "checkpoint"),
     ],

@@ -1,6 +1,6 @@
-"""The command ``hfilter``: ``demo``, ``info``, ``generate`` and ``infer``.
+"""The command ``hfilter``: ``demo``, ``train``, ``evaluate``, ``generate``, ``infer`` and ``info``.
 
-Everything but ``demo`` runs with NumPy alone.
+The last three run with NumPy alone.
 """
 
 from __future__ import annotations

@@ -14,20 +14,22 @@ from types import FrameType
 from typing import Any
 
 from hfilter import __version__
-from hfilter.cli import config, demo, figure, generate, infer, info
+from hfilter.cli import config, demo, evaluate, figure, generate, infer, info, train
 from hfilter.cli.options import Formatter
 from hfilter.errors import HFilterError
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (demo, generate, infer, figure, info)
+COMMANDS = (demo, train, evaluate, figure, generate, infer, info)
 
 EPILOG = """\
 examples:
   hfilter demo                                   the main job, with figures and a page to read
+  hfilter train --preset mlm-fast --out run      an encoder beside the exact answer
+  hfilter evaluate run                           it, on data of every filter level
+  hfilter figure staircase                       one experiment with its figure
   hfilter generate --rows 1e6 --out rows.npy     a million sequences of the published grammar
   hfilter infer rows.npy --what root --out posterior.npy
-  hfilter figure staircase                       one experiment with its figure
   hfilter COMMAND --help                         options and examples of each command
 exit codes: 0 done, 2 bad input or a missing package, 130 interrupted
 """
@@ -111,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
     except KeyboardInterrupt:
         print(
-            "hfilter: interrupted; no half-written file is left, and a demo goes on if called again",
+            "hfilter: interrupted; no half-written file is left, and a demo or a training goes on "
+            "if called again",
             file=sys.stderr,
         )
         return 130

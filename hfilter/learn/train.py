@@ -178,40 +178,36 @@ def train(
     settings: dict[str, EncoderConfig | TrainConfig]
     settings = {"encoder": encoder_config, "train": config}
     digest = None if first is None else weights_digest(first)
-    with held(team, locked(run)):
-        made_for = led(team, lambda: claim(run, model, settings, digest))
-        with _torch_state(config, device):
-            torch.manual_seed(key(config.seed, 0))
-            encoder = Encoder(encoder_config).to(device)
-            if first is not None:
-                encoder.load_state_dict(first.state_dict())
-            return _train(
-                encoder, batches, held_out, config, run, made_for, team, callback, progress
-            )
+    with _torch_state(config, device):
+        torch.manual_seed(key(config.seed, 0))
+        encoder = Encoder(encoder_config).to(device)
+        if first is not None:
+            encoder.load_state_dict(first.state_dict())
+        frozen = freeze_(encoder, config.frozen)
+        optimiser = Optimiser(encoder, encoder_config, config, device)
+        frozen.attach(*optimiser.parts)
+        stepper = Stepper(encoder, optimiser, batches, config, team, device)
+        with held(team, locked(run)):
+            made_for = led(team, lambda: claim(run, model, settings, digest))
+            return _train(encoder, stepper, held_out, run, made_for, callback, progress)
 
 
 def _train(
     encoder: Encoder,
-    batches: FreshBatches,
+    stepper: Stepper,
     held_out: HeldOut,
-    config: TrainConfig,
     run: Path,
     made_for: str,
-    team: Team,
     callback: Callback | None,
     progress: bool,
 ) -> TrainResult:
     """The loop itself, in a folder that is this run's alone."""
+    config, team, optimiser = stepper.config, stepper.team, stepper.optimiser
     checkpoint = run / "checkpoint.safetensors"
-    device = batches.device
-    frozen = freeze_(encoder, config.frozen)
-    optimiser = Optimiser(encoder, encoder.config, config, device)
-    frozen.attach(*optimiser.parts)
     state, tensors = led(team, lambda: _resumed(checkpoint, made_for, config.steps))
     if tensors is not None:
         unpack_state(tensors, encoder, optimiser)
-    stepper = Stepper(encoder, optimiser, batches, config, team, device)
-    own = batches.model.filter_level
+    own = stepper.batches.model.filter_level
     points = config.eval_points()
 
     def write() -> None:

@@ -1,0 +1,230 @@
+"""``hfilter evaluate``: a trained encoder beside the exact posteriors, on data of several kinds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfilter import provenance
+from hfilter.cli.options import Formatter, add_model, count, model_from, options_of, positive
+from hfilter.errors import ArgumentError, DataError
+from hfilter.exact import TreeModel
+from hfilter.experiments.artefacts import refuse_existing, write_json
+
+if TYPE_CHECKING:
+    from hfilter.analysis.compare import Comparison
+
+__all__ = ["add", "run"]
+
+DESCRIPTION = """\
+Score a trained encoder on sequences that it was not trained on: of its own model, of the same grammar
+at every other filter level, and, if asked for, of another grammar and of uniformly random leaves.
+Every line has the encoder's accuracy and cross-entropy beside those of exact inference for that data,
+and KL(BP_k || encoder), in nats per scored token, for every k; --out has the standard errors,
+calibration, agreement and quantiles too.
+
+PATH is a run folder of `hfilter train`, or one of its files (encoder.safetensors,
+checkpoints/step-0000100.safetensors), which knows its model; or such a file from elsewhere, whose
+model the options name.
+"""
+EPILOG = """\
+examples:
+  hfilter evaluate run
+  hfilter evaluate run --filter-level 2 --rows 1e5 --out run/level2.json
+  hfilter evaluate run --uniform --other-seed 3
+  hfilter evaluate run/checkpoints/step-0000100.safetensors
+  hfilter evaluate other/encoder.safetensors --grammar-seed 5 --depth 3
+options in a file:
+  hfilter evaluate run --uniform --print-config > evaluate.json
+  hfilter evaluate --config evaluate.json
+"""
+
+_MODEL_OPTIONS = (
+    "grammar", "vocab_size", "sigma", "grammar_seed", "rules_per_symbol", "arity", "n_classes",
+    "concentration", "eigenvalue", "depth",
+)  # fmt: skip
+
+
+def add(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "evaluate",
+        usage="hfilter evaluate PATH [options]",
+        help="a trained encoder beside the exact posteriors",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=Formatter,
+    )
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("path", type=Path, nargs="?", metavar="PATH",
+                       help="run folder or encoder file (required)")  # fmt: skip
+    group.add_argument(
+        "--rows", type=positive, default=10_000, metavar="N", help="per kind of data"
+    )
+    group.add_argument("--seed", type=count, metavar="N", help="of the held-out rows (default: the "
+                       "run's)")  # fmt: skip
+    group.add_argument("--mask-rate", type=float, metavar="R", help="hide each leaf so often "
+                       "(default: the run's); 0: one leaf per sequence")  # fmt: skip
+    group.add_argument("--uniform", action="store_true", help="uniformly random leaves too")
+    group.add_argument("--other-seed", type=count, metavar="N", help="the grammar of this seed of "
+                       "the same family too")  # fmt: skip
+    group.add_argument("--out", type=Path, metavar="FILE.json", help="all numbers, as JSON")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    group.add_argument("--quiet", action="store_true", help="no table")
+    add_model(parser)
+    parser.set_defaults(run=run, required=("path",), grammar=None, depth=None, filter_level=None)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load, compare on every kind of data, print a table, write."""
+    # Here and not above: `hfilter --help` must work without torch.
+    from hfilter.analysis.compare import evaluate
+    from hfilter.learn.checkpoint import load_encoder
+    from hfilter.learn.freezing import weights_digest
+
+    out = arguments.out
+    if out is not None:
+        if out.suffix != ".json":
+            raise ArgumentError(f"--out {out}: want a file named .json")
+        refuse_existing(out, arguments.overwrite)
+    encoder = load_encoder(arguments.path)
+    model, training = _model(arguments, encoder)
+    task, level = encoder.config.readout, training.get("ancestor_level")
+    rate = training.get("mask_rate") if arguments.mask_rate is None else arguments.mask_rate or None
+    seed = arguments.seed
+    if seed is None:
+        own = training.get("data_seed")
+        seed = training.get("seed", 0) if own is None else own
+    began = time.perf_counter()
+    found: dict[str, Comparison] = {}
+    for name, source in _kinds(arguments, model, level).items():
+        found[name] = evaluate(
+            encoder, model, arguments.rows, task=task, level=level, seed=seed, mask_rate=rate,
+            inputs=source,
+        )  # fmt: skip
+        if not arguments.quiet:
+            if len(found) == 1:
+                print(_head(task, level, arguments.rows, model))
+            print(_line(name, found[name], source), flush=True)
+    if out is not None:
+        write_json(
+            out,
+            {
+                "made_by": "hfilter evaluate",
+                "encoder": str(arguments.path),
+                "weights": weights_digest(encoder),
+                "shape": encoder.config.as_dict(),
+                "model": model.describe(),
+                "rows": arguments.rows,
+                "seed": seed,
+                "mask_rate": rate,
+                "comparisons": {name: result.as_dict() for name, result in found.items()},
+                "seconds": time.perf_counter() - began,
+                "provenance": provenance(),
+            },
+        )
+        if not arguments.quiet:
+            print(out)
+    return 0
+
+
+def _model(arguments: argparse.Namespace, encoder: Any) -> tuple[TreeModel, dict[str, Any]]:
+    """The model that the encoder was trained on, and the settings of its training."""
+    from hfilter.learn.records import load_model
+
+    path: Path = arguments.path
+    places = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    given = [name for name in _MODEL_OPTIONS if getattr(arguments, name) is not None]
+    for folder in places:
+        if not (folder / "config.json").is_file():
+            continue
+        if given:
+            flag = "--" + given[0].replace("_", "-")
+            raise ArgumentError(
+                f"{flag}: {folder} knows its model; leave it out, and see --other-seed"
+            )
+        model = load_model(folder)
+        training = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("train", {})
+        break
+    else:
+        for name, default in (("grammar", "published"), ("depth", 4), ("filter_level", 0)):
+            if getattr(arguments, name) is None:
+                setattr(arguments, name, default)
+        model, training = model_from(arguments), {}
+    shape = encoder.config
+    if (shape.vocab_size, shape.n_leaves) != (model.vocab_size, model.n_leaves):
+        raise ArgumentError(
+            f"{path} reads {shape.n_leaves} leaves of {shape.vocab_size} symbols, the model has "
+            f"{model.n_leaves} of {model.vocab_size}; see --depth and --vocab-size"
+        )
+    if shape.readout == "ancestor" and training.get("ancestor_level") is None:
+        raise DataError(f"{path}: which ancestors it names is told in its run folder only")
+    return model, training
+
+
+def _kinds(arguments: argparse.Namespace, model: TreeModel, level: int | None) -> dict[str, Any]:
+    """What the encoder is tried on, by name."""
+    wanted = arguments.filter_level
+    if wanted is not None and wanted > model.depth:
+        raise ArgumentError(f"--filter-level must be at most {model.depth}, got {wanted}")
+    levels = range(model.depth + 1) if wanted is None else [wanted]
+    own = model.filter_level
+    kinds: dict[str, Any] = {}
+    for k in sorted(levels, key=lambda k: (k != own, k)):
+        source = model.filtered(k)
+        if level in (None, *source.existing_levels):
+            kinds[f"level {k}" + (" (own)" if k == own else "")] = source
+    if not kinds:
+        raise ArgumentError(
+            f"--filter-level {wanted}: its trees have no level {level}, whose symbols it names"
+        )
+    if arguments.other_seed is not None:
+        seed = arguments.other_seed
+        kinds[f"grammar seed {seed}"] = _of_seed(model, seed)
+    if arguments.uniform:
+        kinds["uniform"] = "uniform"
+    return kinds
+
+
+def _of_seed(model: TreeModel, seed: int) -> TreeModel:
+    """The model of another grammar of the same family."""
+    words = (options_of(model.describe()) or "").split()
+    if "--grammar-seed" not in words:
+        raise ArgumentError("--other-seed: the grammar of this run is not of a family with seeds")
+    words[words.index("--grammar-seed") + 1] = str(seed)
+    parser = argparse.ArgumentParser()
+    add_model(parser)
+    other = model_from(parser.parse_args([*words, "--filter-level", str(model.filter_level)]))
+    return TreeModel(other.grammar, model.depth, model.filter_level, model.root_prior)
+
+
+def _head(task: str, level: int | None, rows: int, model: TreeModel) -> str:
+    name = task if level is None else f"{task} at level {level}"
+    ladder = "".join(f"  k = {k}".rjust(8) for k in range(model.depth + 1))
+    return (
+        f"{name}, {rows} held-out sequences of each kind; exact: BP of the data's own law\n"
+        f"{'data':20s} accuracy   exact  cross-entropy   exact   KL(BP_k || encoder){ladder}"
+    )
+
+
+def _line(name: str, found: Comparison, source: Any) -> str:
+    """One row; dashes where there is no truth or no exact answer."""
+
+    def cell(value: float | None, width: int) -> str:
+        return ("-" if value is None or math.isnan(value) else f"{value:.4f}").rjust(width)
+
+    k = source.filter_level if isinstance(source, TreeModel) else None
+    if name.startswith("grammar"):
+        k = None  # BP of this grammar is not the law of that data
+    accuracy = None if k is None else found.exact_accuracy.get(k)
+    nats = None if k is None else found.exact_cross_entropy.get(k)
+    ladder = "".join(cell(value, 8) for value in found.kl.values())
+    return (
+        f"{name:20s} {cell(found.accuracy, 8)}{cell(accuracy, 8)}  "
+        f"{cell(found.cross_entropy, 13)}{cell(nats, 8)}  {'':19s}{ladder}"
+    )

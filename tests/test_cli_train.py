@@ -1,0 +1,259 @@
+"""``hfilter train`` and ``hfilter evaluate``: what options mean, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import hf, names
+
+import hfilter
+from hfilter.cli.command import build_parser
+from hfilter.cli.train import settings
+from hfilter.learn.presets import PRESETS, preset
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from hfilter.analysis.compare import evaluate  # noqa: E402
+from hfilter.experiments.artefacts import plain  # noqa: E402
+from hfilter.learn.encoder import Encoder  # noqa: E402
+from hfilter.learn.train import load_encoder, read_log, train  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("inside")
+
+SMALL = "--depth 2 --steps 6 --d-model 8 --heads 1 --feedforward 8 --layers 1 --n-eval 50 --quiet"
+CLOCK = ("sequences_per_second", "elapsed")
+
+
+def model(depth: int = 2, k: int = 0, seed: int = 0) -> hfilter.TreeModel:
+    return hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, seed), depth, k)
+
+
+def parsed(text: str) -> tuple[Any, Any]:
+    parser, _ = build_parser()
+    arguments = parser.parse_args(["train", *text.split()])
+    encoder, config, _ = settings(arguments, model())
+    return encoder, config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small run of every task."""
+    folder = tmp_path_factory.mktemp("runs")
+    for task in ("mlm", "root", "causal", "ancestor"):
+        more = "--filter-level 1 --checkpoint-at 3" if task == "mlm" else ""
+        assert hf(f"train --preset {task}-fast --out {folder / task} {SMALL} {more}") == 0
+    return folder
+
+
+# --- train -----------------------------------------------------------------------------------
+
+
+def test_train_is_the_library(runs: Path) -> None:
+    parser, _ = build_parser()
+    arguments = parser.parse_args(f"train --preset mlm-fast --out x {SMALL}".split())
+    arguments.checkpoint_at = "3"
+    encoder, config, _ = settings(arguments, model(2, 1))
+    result = train(model(2, 1), encoder, config, "own", progress=False)
+    log = read_log(runs / "mlm")
+    for ours, theirs in zip(result.history, log, strict=True):
+        assert all(ours[k] == theirs[k] for k in ours if k not in CLOCK)
+    assert names(Path("own")) == names(runs / "mlm")
+    assert (runs / "mlm/encoder.safetensors").read_bytes() == Path(
+        "own/encoder.safetensors"
+    ).read_bytes()
+
+
+def test_train_again_goes_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(runs / "root", "root")
+    before = Path("root/log.jsonl").read_text()
+    assert hf(f"train --preset root-fast --out root {SMALL}".replace(" --quiet", "")) == 0
+    assert "exact floor" in capsys.readouterr().out
+    assert Path("root/log.jsonl").read_text() == before
+    assert hf(f"train --preset root-fast --out root {SMALL} --seed 2") == 2
+    assert "train.seed: 0 there, 2 now" in capsys.readouterr().err
+
+
+OPTIONS = {
+    "--seed 3 --data-seed 4": {"seed": 3, "data_seed": 4},
+    "--steps 34": {"steps": 34, "warmup": 2},
+    "--batch-size 8 --lr 0.5 --clip 2 --weight-decay 0.25": {
+        "batch_size": 8, "lr": 0.5, "clip": 2.0, "weight_decay": 0.25},
+    "--train-size 1e3 --targets posterior --target-level 2": {
+        "train_size": 1000, "targets": "posterior", "target_level": 2},
+    "--train-size 0 --train-mask-rate 0": {"train_size": None, "train_mask_rate": None},
+    "--mask-rate 0.5": {"mask_rate": 0.5},
+    "--optimiser muon --muon-lr 0.125": {"optimiser": "muon", "muon_lr": 0.125},
+    "--schedule linear --warmup 7": {"schedule": "linear", "warmup": 7},
+    "--eval-every 9 --n-eval 5 --stop-at 0.25": {
+        "eval_every": 9, "eval_at": None, "n_eval": 5, "stop_at": 0.25},
+    "--checkpoint-every 8 --checkpoint-at 1,1e1,500": {
+        "checkpoint_every": 8, "checkpoint_at": (1, 10, 500)},
+    "--precision bfloat16 --compile --tensorboard": {
+        "precision": "bfloat16", "compile": True, "tensorboard": True},
+    "--threads 2 --device cuda:1": {"threads": 2, "device": "cuda:1"},
+    "--frozen embedding,layers.0": {"frozen": ("embedding", "layers.0")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_change_what_they_name(option: str) -> None:
+    """And nothing else, except where the preset's schedule follows the number of steps."""
+    base = f"--preset mlm-fast --out x {option}"
+    encoder, config = parsed(base)
+    plain_encoder, plain_config = parsed("--preset mlm-fast --out x")
+    assert encoder == plain_encoder
+    changed = {k: v for k, v in vars(config).items() if v != vars(plain_config)[k]}
+    wanted = OPTIONS[option]
+    follows = {"eval_at", "eval_every", "checkpoint_every"} if "steps" in wanted else set()
+    assert {k: v for k, v in changed.items() if k not in follows} == {
+        k: v for k, v in wanted.items() if v != vars(plain_config)[k]
+    }
+
+
+def test_options_of_the_encoder() -> None:
+    encoder, _ = parsed("--preset root-fast --out x --d-model 12 --heads 3 --layers 5 "
+                        "--feedforward 7 --dropout 0.5 --positions none --norm pre --pooling mean")  # fmt: skip
+    found = (encoder.d_model, encoder.n_heads, encoder.n_layers, encoder.d_feedforward)
+    assert found == (12, 3, 5, 7)
+    assert (encoder.dropout, encoder.positions, encoder.norm) == (0.5, "none", "pre")
+    assert encoder.pooling == "mean"
+    assert parsed("--preset root-fast --out x --mask-rate 0.3")[0].masked_root
+    encoder, config = parsed("--preset ancestor-fast --out x --ancestor-level 0")
+    assert (encoder.n_classes, config.ancestor_level) == (4, 0)
+
+
+MODELS = {
+    "published": lambda: model(4),
+    "filtered": lambda: model(4, 3),
+    "flat": lambda: model(3, 3),
+    "one level": lambda: model(1),
+    "classes": lambda: hfilter.TreeModel(hfilter.Grammar.random_hierarchy(5, 3, 3, 7), depth=3),
+}
+
+
+@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit_every_model(name: str, which: str) -> None:
+    """The task can be asked of the model, and the encoder answers in the shape that is scored."""
+    from hfilter.learn.data import FreshBatches
+    from hfilter.learn.tasks import scored
+
+    tree = MODELS[which]()
+    encoder, config, description = preset(name, tree)
+    assert len(description) > 20
+    assert "\n" not in description
+    assert encoder.readout == name.split("-")[0]
+    batch = FreshBatches(tree, 3, task=encoder.readout, ancestor_level=config.ancestor_level).batch(
+        0
+    )
+    small = Encoder(type(encoder)(**{**vars(encoder), "d_model": 8, "n_heads": 1}))
+    logits, labels = scored(small(batch.tokens), batch)
+    assert len(logits) == len(labels)
+    assert int(labels.max()) < logits.shape[1]
+    assert max(config.eval_points()) == config.steps
+    assert config.rescaled(10).steps == 10
+
+
+def test_published_presets_are_as_published() -> None:
+    """Sequences, epochs, batches, rate, shape: PAPERS A; parameters: 2.37 M and 8 196."""
+    encoder, config, _ = preset("root-published", model(4))
+    assert (config.train_size, config.batch_size, config.lr) == (2**17, 32, 1e-4)
+    assert (config.steps, config.schedule, config.weight_decay) == (200 * 4096, "constant", 0.0)
+    epochs = [step // 4096 for step in config.checkpoint_at]
+    assert epochs == [1, 2, 4, 6, 11, 17, 29, 47, 76, 123, 200]
+    network = Encoder(encoder)
+    assert network.n_parameters("readout") == 8196
+    assert network.n_parameters("encoder") == pytest.approx(2.37e6, rel=2e-3)
+    encoder, config, _ = preset("mlm-published", model(4))
+    assert (config.train_size, config.steps) == (2**18, 2000 * 8192)
+    assert config.mask_rate is config.train_mask_rate is None
+    assert (encoder.dropout, encoder.positions, encoder.norm) == (0.1, "sinusoidal", "post")
+
+
+# --- evaluate --------------------------------------------------------------------------------
+
+
+def test_evaluate_is_the_library(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kind of data; the first is the run's own law, and the judge is its model throughout."""
+    argv = f"evaluate {runs / 'mlm'} --rows 60 --uniform --other-seed 5 --out e.json"
+    assert hf(argv) == 0
+    table = capsys.readouterr().out.splitlines()
+    found = json.loads(Path("e.json").read_text())
+    own = model(2, 1)
+    kinds: dict[str, Any] = {"level 1 (own)": "own", "level 0": own.filtered(0),
+                             "level 2": own.filtered(2), "grammar seed 5": model(2, 1, 5),
+                             "uniform": "uniform"}  # fmt: skip
+    assert list(found["comparisons"]) == list(kinds)
+    encoder = load_encoder(runs / "mlm")
+    for row, (name, source) in zip(table[2:], kinds.items(), strict=False):
+        expected = plain(evaluate(encoder, own, 60, inputs=source).as_dict())
+        got = found["comparisons"][name]
+        assert {k: v for k, v in got.items() if k != "inputs"} == {
+            k: v for k, v in expected.items() if k != "inputs"
+        }
+        assert row.startswith(name)
+        assert f"{got['kl']['1']:.4f}" in row
+    assert found["model"]["fingerprint"] == own.fingerprint
+    assert (found["rows"], found["seed"], found["mask_rate"]) == (60, 0, None)
+
+
+@pytest.mark.parametrize("task", ["root", "causal", "ancestor"])
+def test_evaluate_every_task(runs: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hf(f"evaluate {runs / task} --rows 40 --seed 7 --out e.json --quiet") == 0
+    assert capsys.readouterr().out == ""
+    got = json.loads(Path("e.json").read_text())["comparisons"]
+    level = 1 if task == "ancestor" else None
+    assert list(got) == ["level 0 (own)", "level 1", *(["level 2"] * (level is None))]
+    expected = evaluate(load_encoder(runs / task), model(), 40, task=task, level=level, seed=7)  # type: ignore[arg-type]
+    assert got["level 0 (own)"] == plain(expected.as_dict()) | {
+        "inputs": got["level 0 (own)"]["inputs"]
+    }
+
+
+def test_evaluate_files_of_a_run_and_lone_ones(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = runs / "mlm/checkpoints/step-0000003.safetensors"
+    assert hf(f"evaluate {path} --rows 30 --filter-level 2") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    shutil.copy(path, "lone.safetensors")
+    assert hf("evaluate lone.safetensors --rows 30 --depth 2 --filter-level 2 --quiet") == 0
+    assert hf("evaluate lone.safetensors --rows 30") == 2
+    assert "reads 4 leaves of 4 symbols, the model has 16 of 4" in capsys.readouterr().err
+
+
+REFUSED = {
+    "train --out x": "required (here or in --config FILE): --preset",
+    "train --preset mlm-fats --out x": "did you mean mlm-fast?",
+    f"train --preset mlm-fast --out x {SMALL} --optimiser sgd": 'must be "adamw", "muon"',
+    f"train --preset mlm-fast --out x {SMALL} --checkpoint-at 1,b": "--checkpoint-at: want a whole",
+    f"train --preset mlm-fast --out x {SMALL} --checkpoint-at 7": "must lie in 0 … 6",
+    f"train --preset mlm-fast --out x {SMALL} --heads 3": "n_heads must divide",
+    f"train --preset mlm-fast --out x {SMALL} --frozen layer.0": "frozen: no parameter",
+    f"train --preset mlm-fast --out x {SMALL} --start RUNS/root": "start must be an encoder",
+    f"train --preset root-fast --out x {SMALL} --stop-at 0.1": "fraction of the exact floor",
+    f"train --preset ancestor-fast --out x {SMALL} --ancestor-level 2": "one of [0, 1]",
+    f"train --preset ancestor-fast --out x {SMALL} --ancestor-level 9": "below --depth = 2",
+    f"train --preset mlm-fast --out x {SMALL} --device abacus": "torch device",
+    "evaluate nowhere": "missing",
+    "evaluate RUNS/mlm --depth 2": "--depth: RUNS/mlm knows its model",
+    "evaluate RUNS/mlm --filter-level 3": "--filter-level must be at most 2",
+    "evaluate RUNS/ancestor --filter-level 2": "no level 1",
+    "evaluate RUNS/mlm --out e.csv": "want a file named .json",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_refusals_are_one_line(
+    call: str, runs: Path, capsys: pytest.CaptureFixture[str], inside: Path
+) -> None:
+    assert hf(call.replace("RUNS", str(runs))) == 2
+    error = capsys.readouterr().err
+    assert REFUSED[call].replace("RUNS", str(runs)) in error
+    assert "Traceback" not in error
+    assert names(inside) == set()
