@@ -37,8 +37,9 @@ examples:
   hfilter train --preset mlm-fast --out run
   hfilter train --preset mlm-fast --depth 3 --grammar-seed 2 --filter-level 1 --out run-k1
   hfilter train --preset root-fast --steps 500 --seed 1 --train-size 4096 --out run-p4096
-  hfilter train --preset mlm-fast --targets posterior --stop-at 0.01 --out distilled
-  hfilter train --preset causal-fast --optimiser muon --checkpoint-at 100,1000 --out causal
+  hfilter train --preset mlm-fast --stop-at 0.02 --out until-two-percent
+  hfilter train --preset mlm-fast --targets labels --out from-labels
+  hfilter train --preset causal-fast --optimiser adamw --checkpoint-at 100,500 --out causal
 several processes as one, with the same losses:
   torchrun --nproc-per-node 2 -m hfilter train --preset mlm-published --device cuda --out big
 settings in a file:

@@ -46,7 +46,7 @@ def recipe(
     model = law.model
     kind = "published" if options.preset == "published" else "fast"
     name = f"{task}-{kind}" if f"{task}-{kind}" in PRESETS else f"{task}-fast"
-    shape, config = PRESETS[name](model)
+    shape, config, _ = PRESETS[name](model)
     if options.preset == "smoke":
         shape, config = _smoke(shape, config)
     shape = replace(shape, **(encoder or {}))
