@@ -28,28 +28,36 @@ from hfilter.learn.checkpoint import save_encoder
 SMOKE = Options(preset="smoke")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every study at its smallest, done once for all tests of this file."""
-    out = tmp_path_factory.mktemp("figures")
-    assert main(["figure", "all", "--preset", "smoke", "--out", str(out), "--quiet"]) == 0
-    return out
+def test_every_study_leaves_its_files_and_finds_its_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One test and not one per study: the studies share their runs, and workers share nothing."""
+    argv = ["figure", "all", "--preset", "smoke", "--out", str(tmp_path), "--quiet"]
+    assert main(argv) == 0
+    for name in STUDIES:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF"), name
+        with open(tmp_path / f"{name}.csv", newline="") as stream:
+            rows = list(csv.reader(stream))
+        assert len(rows) > 1, name
+        assert all(len(row) == len(rows[0]) for row in rows), name
+        about = json.loads((tmp_path / f"{name}.json").read_text())
+        assert about["study"] == name
+        assert about["options"]["preset"] == "smoke"
+        assert about["says"], name
+        assert about["compute"]["runs"], name
+        assert about["made_by"]["hfilter"]
 
+    def refuse(*args: object) -> None:
+        raise AssertionError("a run was trained again")
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_leaves_a_figure_its_numbers_and_what_made_it(folder: Path, name: str) -> None:
-    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    with open(folder / f"{name}.csv", newline="") as stream:
-        rows = list(csv.reader(stream))
-    assert len(rows) > 1
-    assert all(len(row) == len(rows[0]) for row in rows)
-    about = json.loads((folder / f"{name}.json").read_text())
-    assert about["study"] == name
-    assert about["options"]["preset"] == "smoke"
-    assert about["says"]
-    assert about["compute"]["runs"]
-    assert about["made_by"]["hfilter"]
+    monkeypatch.setattr("hfilter.experiments.lab.runs._train_run", refuse)
+    before = (tmp_path / "accuracy-matrix.csv").read_bytes()
+    perform(STUDIES["accuracy-matrix"], SMOKE, tmp_path, quiet=True)
+    assert (tmp_path / "accuracy-matrix.csv").read_bytes() == before
+    with pytest.raises(ArgumentError, match="other options"):
+        perform(STUDIES["accuracy-matrix"], replace(SMOKE, seed=1), tmp_path, quiet=True)
+    assert (tmp_path / "accuracy-matrix.csv").read_bytes() == before
 
 
 def test_help_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,16 +69,10 @@ def test_help_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
     assert STUDIES["depth"].about in capsys.readouterr().out
 
 
-def test_runs_are_found_again_and_shared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise AssertionError("a run was trained again")
-
-    monkeypatch.setattr("hfilter.experiments.lab.runs._train_run", refuse)
-    before = (folder / "accuracy-matrix.csv").read_bytes()
-    perform(STUDIES["accuracy-matrix"], SMOKE, folder, quiet=True)
-    assert (folder / "accuracy-matrix.csv").read_bytes() == before
+def test_studies_share_runs() -> None:
     # The scatter is drawn from the staircase's run, the attention maps from the matrix's.
     assert STUDIES["scatter"].runs(SMOKE)[0] in STUDIES["staircase"].runs(SMOKE)
+    assert STUDIES["probes"].runs(SMOKE)[0] in STUDIES["staircase"].runs(SMOKE)
     matrix = STUDIES["accuracy-matrix"].runs(SMOKE)
     assert all(run in matrix for run in STUDIES["attention"].runs(SMOKE))
 
@@ -127,11 +129,6 @@ def test_measured_once(tmp_path: Path) -> None:
 
 def test_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = STUDIES["accuracy-matrix"]
-    perform(study, SMOKE, tmp_path / "out", quiet=True)
-    before = (tmp_path / "out" / "accuracy-matrix.csv").read_bytes()
-    with pytest.raises(ArgumentError, match="other options"):
-        perform(study, replace(SMOKE, seed=1), tmp_path / "out", quiet=True)
-    assert (tmp_path / "out" / "accuracy-matrix.csv").read_bytes() == before
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match="is a file"):
         perform(study, SMOKE, tmp_path / "file", quiet=True)
