@@ -179,8 +179,9 @@ def ancestor_probe(
     if mask_rate is not None:
         hidden = draw_masks(n, model.n_leaves, seed, start, mask_rate)
         leaves = np.where(hidden, leaves.dtype.type(model.mask_token), leaves)
+    (states,) = states_of(encoder, leaves, [layer])
     found = probe(
-        states_of(encoder, leaves, layer), labels, n_train, kind, n_classes=question.row_shape[-1],
+        states, labels, n_train, kind, n_classes=question.row_shape[-1],
         seed=seed, shuffled=shuffled, **options,
     )  # fmt: skip
     oracle = tuple(

@@ -258,8 +258,7 @@ def message_profile(
         leaves = np.where(hidden, leaves.dtype.type(model.mask_token), leaves)
     messages = [exact_messages(model, leaves, h, kind=kind) for h in columns]
     found = []
-    for layer in rows:
-        states = states_of(encoder, leaves, layer)
+    for states in states_of(encoder, leaves, rows):
         pairs = [_checked(states, x) for x in messages]
         found.append(_readouts(pairs[0][0], [y for _, y in pairs], None, ridge, seed))
 

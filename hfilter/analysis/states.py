@@ -12,7 +12,7 @@ from hfilter.analysis.checks import as_integers, fetched
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -75,6 +75,7 @@ def hidden_states(
     some = "names" in inspect.signature(encoder.trace).parameters
     options: dict[str, Any] = {"names": sorted(set(names.values()))} if some else {}
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    encoder = _shortened(encoder, asked)
     training = encoder.training
     found: dict[Layer, list[NDArray[Any]]] = {layer: [] for layer in names}
     encoder.eval()
@@ -95,19 +96,33 @@ def hidden_states(
     return {layer: x[:, 1:] if extra[layer] == 1 else x for layer, x in states.items()}
 
 
-def states_of(encoder: Any, tokens: NDArray[Any], layer: Layer) -> NDArray[Any]:
-    """States (n, L, d) of an encoder's layer, or of a function of (tokens, layer)."""
+def _shortened(encoder: Any, layers: list[Layer]) -> Any:
+    """A copy without the layers above those asked for, where the encoder can make one."""
+    if not hasattr(encoder, "truncated") or any(isinstance(layer, str) for layer in layers):
+        return encoder
+    last = max(int(layer) for layer in layers)
+    return encoder if last == count_layers(encoder) else encoder.truncated(last)
+
+
+def states_of(
+    encoder: Any, tokens: NDArray[Any], layers: Iterable[Layer]
+) -> Iterator[NDArray[Any]]:
+    """States (n, L, d) of an encoder's layers, or of a function of (tokens, layer)."""
+    asked = list(layers)
     if is_network(encoder):
-        return hidden_states(encoder, tokens, [layer])[layer]
+        found = hidden_states(encoder, tokens, asked)
+        yield from (found[layer] for layer in asked)
+        return
     if not callable(encoder):
         raise DTypeError(
             "encoder must be a network with the method trace, or a function from (tokens, layer) "
             f"to states (n, L, d), got {type(encoder).__name__}"
         )
-    states = fetched("states", encoder(tokens, layer))
-    if states.ndim != 3 or states.shape[:2] != tokens.shape:
-        raise ShapeError(f"states must have shape {(*tokens.shape, 'd')}, got {states.shape}")
-    return states
+    for layer in asked:
+        states = fetched("states", encoder(tokens, layer))
+        if states.ndim != 3 or states.shape[:2] != tokens.shape:
+            raise ShapeError(f"states must have shape {(*tokens.shape, 'd')}, got {states.shape}")
+        yield states
 
 
 def count_layers(encoder: Any) -> int:
