@@ -37,17 +37,18 @@ def test_laws_are_those_of_enumeration(name: str, k: int) -> None:
         for j in range(law.n_leaves):  # the ancestor of leaf j is node j // size
             expected = answer.beliefs[level][:, j // size]
             np.testing.assert_allclose(found[:, j], expected, rtol=1e-9, atol=1e-12)
+    if len(law.log_prior) > 3000:
+        return  # the judges of contexts are slow, and test_truth_contexts goes that far
+    leaves, mask = leaves[:8], mask[:8]
     fields = token_fields(leaves, None, given.q)
     found = exact_law(model, "causal", leaves).reshape(*leaves.shape, -1)
     expected = context_laws(law, fields, prefixes(law.n_leaves))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-    if mask.any():
-        fields = token_fields(leaves, mask, given.q)
-        for height in {1, law.depth}:
-            contexts = windows(law.n_leaves, law.arity, height)
-            expected = context_laws(law, fields, contexts)[mask]
-            found = window_law(model, height, leaves, mask)
-            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    fields = token_fields(leaves, mask, given.q)
+    for height in {1, law.depth}:
+        expected = context_laws(law, fields, windows(law.n_leaves, law.arity, height))[mask]
+        found = window_law(model, height, leaves, mask)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_which_levels_can_answer() -> None:
