@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,6 @@ def test_train_again_goes_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 OPTIONS = {
     "--seed 3 --data-seed 4": {"seed": 3, "data_seed": 4},
-    "--steps 34": {"steps": 34, "warmup": 2},
     "--batch-size 8 --lr 0.5 --clip 2 --weight-decay 0.25": {
         "batch_size": 8, "lr": 0.5, "clip": 2.0, "weight_decay": 0.25},
     "--train-size 1e3 --targets posterior --target-level 2": {
@@ -88,6 +88,8 @@ OPTIONS = {
     "--train-size 0 --train-mask-rate 0": {"train_size": None, "train_mask_rate": None},
     "--mask-rate 0.5": {"mask_rate": 0.5},
     "--optimiser muon --muon-lr 0.125": {"optimiser": "muon", "muon_lr": 0.125},
+    "--optimiser adamw --targets labels": {
+        "optimiser": "adamw", "muon_lr": None, "targets": "labels"},
     "--schedule linear --warmup 7": {"schedule": "linear", "warmup": 7},
     "--eval-every 9 --n-eval 5 --stop-at 0.25": {
         "eval_every": 9, "eval_at": None, "n_eval": 5, "stop_at": 0.25},
@@ -102,17 +104,19 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_change_what_they_name(option: str) -> None:
-    """And nothing else, except where the preset's schedule follows the number of steps."""
-    base = f"--preset mlm-fast --out x {option}"
-    encoder, config = parsed(base)
+    """And nothing else."""
+    encoder, config = parsed(f"--preset mlm-fast --out x {option}")
     plain_encoder, plain_config = parsed("--preset mlm-fast --out x")
     assert encoder == plain_encoder
-    changed = {k: v for k, v in vars(config).items() if v != vars(plain_config)[k]}
-    wanted = OPTIONS[option]
-    follows = {"eval_at", "eval_every", "checkpoint_every"} if "steps" in wanted else set()
-    assert {k: v for k, v in changed.items() if k not in follows} == {
-        k: v for k, v in wanted.items() if v != vars(plain_config)[k]
-    }
+    expected = replace(plain_config, **OPTIONS[option])
+    assert config == expected
+
+
+def test_fewer_steps_shrink_the_schedule() -> None:
+    _, config = parsed("--preset mlm-fast --out x --steps 34 --warmup 3")
+    expected = preset("mlm-fast", model())[1].rescaled(34)
+    assert config == replace(expected, warmup=3)
+    assert max(config.eval_points()) == 34
 
 
 def test_options_of_the_encoder() -> None:

@@ -155,6 +155,15 @@ def settings(arguments: argparse.Namespace, model: Any) -> tuple[EncoderConfig, 
     for name in ("train_size", "mask_rate", "train_mask_rate"):
         if changes.get(name) == 0:
             changes[name] = None
+    # What only a setting of the preset that is no longer chosen had a use for goes with it.
+    for name, wanted, option in (
+        ("optimiser", "muon", "muon_lr"),
+        ("targets", "posterior", "target_level"),
+    ):
+        if changes.get(name, wanted) != wanted and option not in changes:
+            changes[option] = None
+    if changes.get("schedule", config.schedule) != "trapezoid":
+        changes["cooldown"] = 0
     if "eval_every" in changes:
         changes["eval_at"] = None
     if arguments.frozen is not None:

@@ -1,19 +1,23 @@
-"""Train networks on a model's sequences: fresh batches, an encoder, two tasks, a training loop.
+"""Train networks on a model's sequences, beside the exact answer to what they are asked.
 
-Needs torch and safetensors: ``pip install '.[learn]'``. Only ``hfilter.learn.masks`` (which leaves
-to hide) does without. Import from the files:
+Needs torch and safetensors: ``pip install '.[learn]'``; ``laws``, ``masks``, ``config``,
+``architecture`` and ``presets`` do without. Import from the files:
 
 - ``learn.train``: ``train`` runs or resumes a training run; ``TrainConfig``, ``TrainResult``,
-  ``load_encoder``, ``read_log`` and ``log_spaced`` belong to it.
-- ``learn.presets``: ``fast_mlm(model)``, settings known to work for masked leaves in a minute.
+  ``load_encoder``, ``load_model``, ``read_log`` and ``log_spaced`` belong to it.
+- ``learn.presets``: ``preset(name, model)``, settings as published or fast; ``PRESETS`` names them.
 - ``learn.encoder``: ``Encoder`` and ``EncoderConfig``; ``EncoderConfig.for_model(model, ...)``
   takes the sizes from a model, ``Encoder.trace`` names every inner activation and edits it.
 - ``learn.initial``: ``init_gamma_``, initial weights of a chosen scale.
 - ``learn.data``: ``FreshBatches`` for a loop of your own; batches are functions of (seed, step).
 - ``learn.tasks``: ``HeldOut`` (held-out set with exact answers), ``task_loss``, ``predict``.
-- ``learn.masks``: ``draw_masks``.
+- ``learn.laws``: ``exact_law``, the exact answer to each of the four tasks; ``learn.masks``.
+- ``learn.transfer``: an encoder's body taken over to another task.
+- ``learn.freezing``, ``learn.optimisers``, ``learn.stepping``, ``learn.parallel``: the parts of a
+  run.
 
-The read-out of the encoder decides the task: ``"mlm"`` (masked leaves) or ``"root"``::
+The read-out of the encoder decides the task: ``"mlm"`` (masked leaves), ``"root"``, ``"causal"``
+(every leaf from those before it) or ``"ancestor"`` (at every leaf, its ancestor at one level)::
 
     import hfilter
     from hfilter.learn.encoder import EncoderConfig
