@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,6 +22,8 @@ from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.train import TrainConfig, load_encoder, read_log, train
 
 __all__ = ["Law", "Run", "Trained", "Workshop"]
+
+_SECONDS_BETWEEN_LOOKS = 1.0  # at the logs of runs in other processes
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,14 @@ class Workshop:
             _pool(self.jobs) as pool,
         ):
             waiting = {pool.submit(_train_run, self.folder, run, False): run for run in runs}
-            for done in as_completed(waiting):
-                done.result()
-                advance(waiting[done].training.steps)
+            finished = shown = 0
+            while waiting:
+                for done in wait(waiting, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
+                    finished += waiting.pop(done).training.steps
+                    done.result()
+                now = finished + sum(_logged(self.path(run)) for run in waiting.values())
+                advance(max(0, now - shown))
+                shown = max(now, shown)
 
     @contextmanager
     def counting(self, total: int, what: str) -> Iterator[Callable[[int], object]]:
@@ -235,6 +242,14 @@ def _train_run(folder: Path, run: Run, show: bool) -> None:
     )
     training = replace(run.training, frozen=moved.frozen)
     train(model, moved.config, training, target, progress=show, start=moved.encoder)
+
+
+def _logged(folder: Path) -> int:
+    """The step of the latest record of a run that another process trains."""
+    try:
+        return int(json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"])
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return 0  # not begun, or a line half written: the next look will do
 
 
 def _sources(runs: Sequence[Run]) -> list[Run]:
