@@ -79,7 +79,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     group.add_argument("--data-seed", type=count, metavar="N", help="of rows and masks alone")
     group.add_argument("--start", type=Path, metavar="PATH", help="begin with these weights: a run "
                        "folder or encoder.safetensors of the same shape")  # fmt: skip
-    group.add_argument("--frozen", metavar="A,B", help="parameters that stay, such as embedding,"
+    group.add_argument("--frozen", metavar="A,B", help="parameters that stay, such as embedding, "
                        "layers.0")  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="no progress, no summary")
     add_model(parser)

@@ -29,46 +29,46 @@ def init_gamma_(
 ) -> Encoder:
     """Draw the weight matrices anew from N(0, d_in^(-2 gamma)), and set their biases to 0.
 
-        d_in is the number of inputs a matrix sums over: its columns, for the token embedding its rows
-        (of which a one-hot token picks one), for learned positions the number of positions (the class
-        vector, its own position, is drawn with them). The matrices that write into the residual stream,
-        ``attention.out`` and ``down``, are divided by sqrt(2 n_layers) in addition. Norms stay as they
-        are.
+    d_in is the number of inputs a matrix sums over: its columns, for the token embedding its rows
+    (of which a one-hot token picks one), for learned positions the number of positions (the class
+    vector, its own position, is drawn with them). The matrices that write into the residual stream,
+    ``attention.out`` and ``down``, are divided by sqrt(2 n_layers) in addition. Norms stay as they
+    are.
 
-        Parameters
-        ----------
-        encoder
-            Changed in place.
-        gamma
-            About 0.5 is customary; larger means smaller weights. One number, or one by part:
-            ``"embedding"`` (tokens, positions), ``"attention_qk"``, ``"attention_vo"`` (values and
-            output), ``"feedforward"``, ``"readout"``; a part that is not named keeps its weights.
-        parts
-            With one number: the parts to draw; all unless given.
-        generator
-            Source of randomness; torch's own unless given.
+    Parameters
+    ----------
+    encoder
+        Changed in place.
+    gamma
+        About 0.5 is customary; larger means smaller weights. One number, or one by part:
+        ``"embedding"`` (tokens, positions), ``"attention_qk"``, ``"attention_vo"`` (values and
+        output), ``"feedforward"``, ``"readout"``; a part that is not named keeps its weights.
+    parts
+        With one number: the parts to draw; all unless given.
+    generator
+        Source of randomness; torch's own unless given.
 
-        Returns
-        -------
-        Encoder
-            The same encoder.
+    Returns
+    -------
+    Encoder
+        The same encoder.
 
-        Raises
-        ------
-        hfilter.errors.ArgumentError
-            For an unknown part, or a gamma that is not a finite number.
+    Raises
+    ------
+    hfilter.errors.ArgumentError
+        For an unknown part, or a gamma that is not a finite number.
 
-        Notes
-        -----
-        Source: Zhang et al. 2024, arXiv 2405.05409, section 3 (one gamma for all matrices).
+    Notes
+    -----
+    Source: Zhang et al. 2024, arXiv 2405.05409, section 3 (one gamma for all matrices).
 
-        Examples
-        --------
-        >>> from hfilter.learn.encoder import EncoderConfig
+    Examples
+    --------
+    >>> from hfilter.learn.encoder import EncoderConfig
     >>> encoder = Encoder(EncoderConfig(vocab_size=4, n_leaves=16, d_model=64))
-        >>> _ = init_gamma_(encoder, 0.5, generator=torch.Generator().manual_seed(0))
-        >>> round(float(encoder.layers[0].up.weight.detach().std()) * 64**0.5, 2)
-        1.0
+    >>> _ = init_gamma_(encoder, 0.5, generator=torch.Generator().manual_seed(0))
+    >>> round(float(encoder.layers[0].up.weight.detach().std()) * 64**0.5, 2)
+    1.0
     """
     if isinstance(gamma, Mapping):
         if parts is not None:
