@@ -30,7 +30,7 @@ def _sizes(options: Options) -> list[int]:
 def _runs(options: Options) -> list[Run]:
     law = options.choose_law(depth=3)
     tasks = options.pick(("mlm",), ("root", "mlm"), ("root", "mlm"))
-    steps = options.pick(6, 1000, 50_000)
+    steps = options.pick(6, 600, 50_000)
     return [
         recipe(
             options,

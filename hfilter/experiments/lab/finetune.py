@@ -21,11 +21,11 @@ _OTHER = {"root": "mlm", "mlm": "root"}
 
 
 def _sizes(options: Options) -> list[int]:
-    return [2**e for e in options.pick(range(4, 6), range(5, 15, 2), range(6, 18, 2))]
+    return [2**e for e in options.pick(range(4, 6), range(5, 15, 3), range(6, 18, 2))]
 
 
 def _run(options: Options, law: Law, task: str, way: str, size: int, seed: int) -> Run:
-    steps = options.pick(6, 600, 20_000)
+    steps = options.pick(6, 400, 20_000)
     training: dict[str, Any] = {
         "steps": steps,
         "train_size": size,

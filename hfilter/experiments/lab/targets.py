@@ -25,7 +25,7 @@ _COLOURS = {
 
 
 def _runs(options: Options) -> list[Run]:
-    law = options.choose_law(depth=4)
+    law = options.choose_law(depth=3)
     seeds = options.seeds(1, 3)
     return [run for seed in seeds for _, run in _recipes(options, law, seed)]
 
