@@ -78,11 +78,12 @@ class Run:
     @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits of everything that decides the result."""
+        training = asdict(self.training) | {"device": "cpu"}
         said = {
             "law": asdict(self.law),
             "encoder": self.encoder.as_dict(),
-            # The number of threads decides no more than rounding; a device may change between calls.
-            "training": {k: v for k, v in asdict(self.training).items() if k != "threads"},
+            # Threads and device decide no more than rounding: a run is found whatever made it.
+            "training": {k: v for k, v in training.items() if k != "threads"},
             "source": self.source.digest if self.source else None,
             "freeze": self.freeze,
         }
