@@ -21,6 +21,7 @@ import hfilter
 from hfilter.learn import train as loop
 from hfilter.learn.data import Batch, FreshBatches
 from hfilter.learn.encoder import Encoder, EncoderConfig
+from hfilter.learn.optimisers import Optimiser
 from hfilter.learn.presets import fast_mlm
 from hfilter.learn.tasks import HeldOut, predict
 
@@ -53,18 +54,20 @@ def bare(model: hfilter.TreeModel, encoder: EncoderConfig, config: Any) -> float
                           mask_rate=config.train_mask_rate, targets=config.targets)  # fmt: skip
     batches = [source.batch(step) for step in range(config.steps)]
     network = Encoder(encoder).to(config.device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
+    parts = Optimiser(network, encoder, config, torch.device(config.device)).parts
     began = clock(config.device)
     for batch in batches:
         logits = network(batch.tokens)
         if logits.ndim == 3:
             logits = logits[batch.mask]
         loss = F.cross_entropy(logits, batch.labels if batch.law is None else batch.law)
-        optimiser.zero_grad()
+        for part in parts:
+            part.zero_grad()
         loss.backward()
         if config.clip is not None:
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        optimiser.step()
+        for part in parts:
+            part.step()
     return (clock(config.device) - began) / config.steps
 
 

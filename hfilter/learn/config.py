@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from typing import Any, Literal
 
 from hfilter.errors import ArgumentError
@@ -129,9 +130,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every"):
-            _whole(name, getattr(self, name), 1)
+            object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
         for name in ("warmup", "cooldown", "seed", "data_start"):
-            _whole(name, getattr(self, name), 0)
+            object.__setattr__(self, name, _whole(name, getattr(self, name), 0))
         for name, low in (
             ("data_seed", 0),
             ("threads", 1),
@@ -140,7 +141,7 @@ class TrainConfig:
             ("target_level", 0),
         ):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), low)
+                object.__setattr__(self, name, _whole(name, getattr(self, name), low))
         self._check_numbers()
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -195,7 +196,7 @@ class TrainConfig:
         given = getattr(self, name)
         if given is None:
             return
-        object.__setattr__(self, name, tuple(int(t) for t in given))
+        object.__setattr__(self, name, tuple(_whole(f"{name}: a step", t, 0) for t in given))
         if any(not 0 <= t <= self.steps for t in getattr(self, name)):
             raise ArgumentError(f"{name} must lie in 0 … {self.steps}, got {given}")
 
@@ -290,6 +291,8 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
     return tuple(sorted({round(steps ** (i / (n - 1))) for i in range(n)}))
 
 
-def _whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+def _whole(name: str, value: Any, low: int) -> int:
+    """The value as an int; NumPy's integers are integers, a bool or 2.0 is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ArgumentError(f"{name} must be at least {low} and whole, got {value!r}")
+    return int(value)
