@@ -20,6 +20,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from hfilter.analysis.compare import evaluate  # noqa: E402
+from hfilter.analysis.ladders import ladders  # noqa: E402
 from hfilter.experiments.artefacts import plain  # noqa: E402
 from hfilter.learn.encoder import Encoder  # noqa: E402
 from hfilter.learn.train import load_encoder, read_log, train  # noqa: E402
@@ -202,6 +203,9 @@ def test_evaluate_is_the_library(runs: Path, capsys: pytest.CaptureFixture[str])
         }
         assert row.startswith(name)
         assert f"{got['kl']['1']:.4f}" in row
+    climb = ladders(encoder, own, 60)
+    assert found["windows"]["kl"] == climb.window_kl.tolist()
+    assert table[-2].endswith("".join(f"{value:8.4f}" for value in climb.window_kl))
     assert found["model"]["fingerprint"] == own.fingerprint
     assert (found["rows"], found["seed"], found["mask_rate"]) == (60, 0, None)
 

@@ -25,7 +25,8 @@ Score a trained encoder on sequences that it was not trained on: of its own mode
 at every other filter level, and, if asked for, of another grammar and of uniformly random leaves.
 Every line has the encoder's accuracy and cross-entropy beside those of exact inference for that data,
 and KL(BP_k || encoder), in nats per scored token, for every k; --out has the standard errors,
-calibration, agreement and quantiles too.
+calibration, agreement and quantiles too. For masked leaves the last line has KL(W_h || encoder), W_h
+being exact inference from the leaf's own subtree of height h alone.
 
 PATH is a run folder of `hfilter train`, or one of its files (encoder.safetensors,
 checkpoints/step-0000100.safetensors), which knows its model; or such a file from elsewhere, whose
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, compare on every kind of data, print a table, write."""
     # Here and not above: `hfilter --help` must work without torch.
     from hfilter.analysis.compare import evaluate
+    from hfilter.analysis.ladders import ladders
     from hfilter.learn.checkpoint import load_encoder
     from hfilter.learn.freezing import weights_digest
 
@@ -102,7 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed = training.get("seed", 0) if own is None else own
     began = time.perf_counter()
     found: dict[str, Comparison] = {}
-    for name, source in _kinds(arguments, model, level).items():
+    kinds = _kinds(arguments, model, level)
+    own_data = any(name.endswith("(own)") for name in kinds)
+    for name, source in kinds.items():
         found[name] = evaluate(
             encoder, model, arguments.rows, task=task, level=level, seed=seed, mask_rate=rate,
             inputs=source,
@@ -111,6 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
             if len(found) == 1:
                 print(_head(task, level, arguments.rows, model))
             print(_line(name, found[name], source), flush=True)
+    windows = None
+    if task == "mlm" and own_data:
+        climb = ladders(encoder, model, arguments.rows, seed=seed, mask_rate=rate)
+        windows = {"kl": climb.window_kl, "kl_se": climb.window_kl_se}
+        if not arguments.quiet:
+            rungs = "".join(f"{value:8.4f}" for value in climb.window_kl)
+            print(f"KL(W_h || encoder) on its own data, h = 0 … {model.depth}:{rungs}")
     if out is not None:
         write_json(
             out,
@@ -124,6 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "seed": seed,
                 "mask_rate": rate,
                 "comparisons": {name: result.as_dict() for name, result in found.items()},
+                "windows": windows,
                 "seconds": time.perf_counter() - began,
                 "provenance": provenance(),
             },
