@@ -99,6 +99,8 @@ OPTIONS = {
     "--precision bfloat16 --compile --tensorboard": {
         "precision": "bfloat16", "compile": True, "tensorboard": True},
     "--threads 2 --device cuda:1": {"threads": 2, "device": "cuda:1"},
+    "--init-gamma 0.75": {"init_gamma": 0.75},
+    "--init-gamma readout=0.5,embedding=1": {"init_gamma": {"readout": 0.5, "embedding": 1.0}},
     "--frozen embedding,layers.0": {"frozen": ("embedding", "layers.0")},
 }  # fmt: skip
 

@@ -21,6 +21,8 @@ import hfilter.learn.config as config_module  # noqa: E402
 import hfilter.learn.train as train_module  # noqa: E402
 from hfilter.learn.checkpoint import read_tensors, write_tensors  # noqa: E402
 from hfilter.learn.encoder import Encoder, EncoderConfig  # noqa: E402
+from hfilter.learn.initial import init_gamma_  # noqa: E402
+from hfilter.learn.stepping import key  # noqa: E402
 from hfilter.learn.tasks import HeldOut, predict  # noqa: E402
 from hfilter.learn.train import TrainConfig, load_encoder, load_model, read_log, train  # noqa: E402
 
@@ -69,6 +71,7 @@ RUNS = {
         TINY, readout="root", masked_root=True)),
     "frozen": (config(frozen=("positions", "layers.0", "embedding.weight[:4]")), TINY),
     "muon, frozen": (config(optimiser="muon", frozen=("layers",)), TINY),
+    "gamma": (config(init_gamma={"feedforward": 0.9, "embedding": 0.2}), TINY),
     "trapezoid": (config(schedule="trapezoid", cooldown=4, betas=(0.8, 0.9)), TINY),
 }  # fmt: skip
 
@@ -83,6 +86,19 @@ def test_every_kind_of_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> Non
     for a, b in zip(resumed.encoder.parameters(), whole.encoder.parameters(), strict=True):
         assert torch.equal(a, b)
     assert whole.history[-1]["cross_entropy"] != whole.history[0]["cross_entropy"]
+
+
+def test_initial_weights_of_a_chosen_scale(tmp_path: Path) -> None:
+    settings = config(init_gamma=0.7, checkpoint_at=(0,), steps=1, eval_at=())
+    run(settings, tmp_path / "chosen")
+    first = load_encoder(tmp_path / "chosen" / "checkpoints" / "step-0000000.safetensors")
+    torch.manual_seed(key(settings.seed, 0))
+    expected = init_gamma_(Encoder(TINY), 0.7)
+    for a, b in zip(first.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # Drawn anew: the spread of the widest matrix is d_in^-0.7, and not what it was.
+    width = torch.cat([layer.up.weight.flatten() for layer in first.layers]).std().item()
+    assert abs(width * 8**0.7 - 1) < 0.3
 
 
 # --- tasks and targets -----------------------------------------------------------------------
@@ -299,6 +315,8 @@ def test_tensorboard_gets_the_log(tmp_path: Path) -> None:
         ({"checkpoint_at": (9,)}, "checkpoint_at"),
         ({"eval_at": (2.5,)}, "eval_at: a step"),
         ({"frozen": "layers"}, "frozen"),
+        ({"init_gamma": float("nan")}, "init_gamma"),
+        ({"init_gamma": {"readout": "0.5"}}, "init_gamma of readout"),
         ({"batch_size": 6.5}, "batch_size"),
         ({"seed": True}, "seed"),
     ],

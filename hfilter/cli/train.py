@@ -51,7 +51,9 @@ then:
 
 # Option -> field, where they differ. All of a group's options are fields of its configuration.
 _ENCODER = {"layers": "n_layers", "heads": "n_heads", "feedforward": "d_feedforward"}
-_ENCODER |= {name: name for name in ("d_model", "dropout", "positions", "norm", "pooling")}
+_ENCODER |= {
+    name: name for name in ("d_model", "dropout", "positions", "norm", "pooling", "activation")
+}
 _TRAIN = (
     "seed", "data_seed", "batch_size", "lr", "muon_lr", "schedule", "warmup", "clip",
     "weight_decay", "optimiser", "train_size", "targets", "target_level", "mask_rate",
@@ -94,6 +96,9 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     group.add_argument("--dropout", type=float, metavar="P", help="rate, 0 for none")
     group.add_argument("--positions", metavar="HOW", help="sinusoidal, learned, rotary or none")
     group.add_argument("--norm", metavar="WHERE", help="post, pre or none")
+    group.add_argument("--activation", metavar="UNIT", help="relu, gelu, relu2 or reglu")
+    group.add_argument("--init-gamma", metavar="G", help="initial weights of size d_in^-G; or by part, "
+                       "such as embedding=0.5,feedforward=0.8")  # fmt: skip
     group.add_argument("--pooling", metavar="HOW", help="of the root: flat, mean or class")
     parser.set_defaults(run=run, required=("preset", "out"))
     return parser
@@ -168,6 +173,8 @@ def settings(arguments: argparse.Namespace, model: Any) -> tuple[EncoderConfig, 
         changes["eval_at"] = None
     if arguments.frozen is not None:
         changes["frozen"] = tuple(name for name in arguments.frozen.split(",") if name)
+    if arguments.init_gamma is not None:
+        changes["init_gamma"] = _gamma(str(arguments.init_gamma))
     if arguments.checkpoint_at is not None:
         changes["checkpoint_at"] = _steps("--checkpoint-at", arguments.checkpoint_at)
     for name in ("compile", "tensorboard"):
@@ -190,6 +197,17 @@ def _steps(option: str, text: str) -> tuple[int, ...]:
         return tuple(count(part) for part in str(text).split(","))
     except argparse.ArgumentTypeError as error:
         raise ArgumentError(f"{option}: {error}; give numbers like 100,1e3,5000") from error
+
+
+def _gamma(text: str) -> float | dict[str, float]:
+    try:
+        if "=" not in text:
+            return float(text)
+        return {name: float(value) for name, value in (p.split("=") for p in text.split(","))}
+    except ValueError as error:
+        raise ArgumentError(
+            f"--init-gamma: want a number, or part=number with commas between, got {text!r}"
+        ) from error
 
 
 def run(arguments: argparse.Namespace) -> int:

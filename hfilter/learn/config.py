@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral
 from typing import Any, Literal
@@ -60,6 +61,9 @@ class TrainConfig:
     seed, data_seed, data_start
         ``seed`` decides initial weights and dropout; rows and masks are rows ``data_start …`` of
         the stream of ``data_seed`` (``seed`` unless given).
+    init_gamma
+        Initial weights from N(0, d_in^(-2 gamma)), one gamma or one by part of the encoder, see
+        :func:`hfilter.learn.initial.init_gamma_`; ``None``: the encoder's own, as published.
     frozen
         Names of parameters that stay as they are, see :mod:`hfilter.learn.freezing`.
     eval_every, eval_at
@@ -122,6 +126,7 @@ class TrainConfig:
     target_level: int | None = None
     train_size: int | None = None
     frozen: tuple[str, ...] = ()
+    init_gamma: float | Mapping[str, float] | None = None
     stop_at: float | None = None
     checkpoint_at: tuple[int, ...] = ()
     tensorboard: bool = False
@@ -166,6 +171,8 @@ class TrainConfig:
         if isinstance(frozen, str) or not all(isinstance(f, str) for f in frozen):
             raise ArgumentError(f"frozen must be a tuple of names, got {frozen!r}")
         object.__setattr__(self, "frozen", tuple(frozen))
+        if self.init_gamma is not None:
+            self._check_gamma()
         end = self.data_start + (self.train_size or self.steps * self.batch_size)
         if end > HELD_OUT_START:
             raise ArgumentError(
@@ -191,6 +198,16 @@ class TrainConfig:
         if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas}")
         object.__setattr__(self, "betas", betas)
+
+    def _check_gamma(self) -> None:
+        given: Any = self.init_gamma
+        parts = dict(given) if isinstance(given, Mapping) else {"": given}
+        for part, value in parts.items():
+            real = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (real and math.isfinite(value)):
+                where = f" of {part}" if part else ""
+                raise ArgumentError(f"init_gamma{where} must be a finite number, got {value!r}")
+        object.__setattr__(self, "init_gamma", parts if "" not in parts else given)
 
     def _check_steps(self, name: str) -> None:
         given = getattr(self, name)

@@ -30,6 +30,7 @@ from hfilter.learn.config import TrainConfig, log_spaced
 from hfilter.learn.data import FreshBatches
 from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.freezing import freeze_, weights_digest
+from hfilter.learn.initial import init_gamma_
 from hfilter.learn.laws import check_task
 from hfilter.learn.optimisers import Optimiser
 from hfilter.learn.parallel import Team, assemble, held, led
@@ -180,9 +181,12 @@ def train(
     digest = None if first is None else weights_digest(first)
     with _torch_state(config, device):
         torch.manual_seed(key(config.seed, 0))
-        encoder = Encoder(encoder_config).to(device)
+        encoder = Encoder(encoder_config)
+        if config.init_gamma is not None:
+            init_gamma_(encoder, config.init_gamma)
         if first is not None:
             encoder.load_state_dict(first.state_dict())
+        encoder.to(device)
         frozen = freeze_(encoder, config.frozen)
         optimiser = Optimiser(encoder, encoder_config, config, device)
         frozen.attach(*optimiser.parts)

@@ -78,12 +78,13 @@ class Run:
     @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits of everything that decides the result."""
-        training = asdict(self.training) | {"device": "cpu"}
+        # Threads and device decide no more than rounding: a run is found whatever made it.
+        skipped = ("threads", "device")
+        training = {k: v for k, v in self.training.as_dict().items() if k not in skipped}
         said = {
             "law": asdict(self.law),
             "encoder": self.encoder.as_dict(),
-            # Threads and device decide no more than rounding: a run is found whatever made it.
-            "training": {k: v for k, v in training.items() if k != "threads"},
+            "training": training,
             "source": self.source.digest if self.source else None,
             "freeze": self.freeze,
         }
