@@ -106,7 +106,7 @@ def comparison(
     network = Encoder(encoder).to(config.device)
     held_out.evaluate(network)
     whole, forward = [], []
-    for _ in range(5):
+    for _ in range(2):
         began = clock(config.device)
         held_out.evaluate(network)
         middle = clock(config.device)
