@@ -212,6 +212,24 @@ def test_evaluate_is_the_library(runs: Path, capsys: pytest.CaptureFixture[str])
     assert (found["rows"], found["seed"], found["mask_rate"]) == (60, 0, None)
 
 
+def test_evaluate_in_sample(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of the training itself, and no more of them than it showed."""
+    assert (
+        hf(f"evaluate {runs / 'mlm'} --rows 100000 --filter-level 1 --in-sample --out i.json") == 0
+    )
+    found = json.loads(Path("i.json").read_text())["comparisons"]["in sample"]
+    settings = json.loads((runs / "mlm" / "config.json").read_text())["train"]
+    shown = settings["steps"] * settings["batch_size"]
+    expected = evaluate(load_encoder(runs / "mlm"), model(2, 1), shown, seed=0, start=0)
+    assert found["n_sequences"] == shown
+    assert found["kl"]["1"] == expected.kl[1]
+    assert "in sample" in capsys.readouterr().out
+    lone = Path("lone.safetensors")
+    lone.write_bytes((runs / "mlm" / "encoder.safetensors").read_bytes())
+    assert hf(f"evaluate {lone} --depth 2 --rows 20 --in-sample") == 2
+    assert "run folder only" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", ["root", "causal", "ancestor"])
 def test_evaluate_every_task(runs: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert hf(f"evaluate {runs / task} --rows 40 --seed 7 --out e.json --quiet") == 0

@@ -36,7 +36,7 @@ EPILOG = """\
 examples:
   hfilter evaluate run
   hfilter evaluate run --filter-level 2 --rows 1e5 --out run/level2.json
-  hfilter evaluate run --uniform --other-seed 3
+  hfilter evaluate run --in-sample --uniform --other-seed 3
   hfilter evaluate run/checkpoints/step-0000100.safetensors
   hfilter evaluate other/encoder.safetensors --grammar-seed 5 --depth 3
 options in a file:
@@ -70,6 +70,7 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
                        "run's)")  # fmt: skip
     group.add_argument("--mask-rate", type=float, metavar="R", help="hide each leaf so often "
                        "(default: the run's); 0: one leaf per sequence")  # fmt: skip
+    group.add_argument("--in-sample", action="store_true", help="sequences it was trained on too")
     group.add_argument("--uniform", action="store_true", help="uniformly random leaves too")
     group.add_argument("--other-seed", type=count, metavar="N", help="the grammar of this seed of "
                        "the same family too")  # fmt: skip
@@ -100,8 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     rate = training.get("mask_rate") if arguments.mask_rate is None else arguments.mask_rate or None
     seed = arguments.seed
     if seed is None:
-        own = training.get("data_seed")
-        seed = training.get("seed", 0) if own is None else own
+        seed = _data_seed(training)
     began = time.perf_counter()
     found: dict[str, Comparison] = {}
     kinds = _kinds(arguments, model, level)
@@ -115,6 +115,14 @@ def run(arguments: argparse.Namespace) -> int:
             if len(found) == 1:
                 print(_head(task, level, arguments.rows, model))
             print(_line(name, found[name], source), flush=True)
+    if arguments.in_sample:
+        found["in sample"] = evaluate(
+            encoder, model, min(arguments.rows, _shown(training, arguments.path)), task=task,
+            level=level, seed=_data_seed(training), start=training.get("data_start", 0),
+            mask_rate=rate,
+        )  # fmt: skip
+        if not arguments.quiet:
+            print(_line("in sample", found["in sample"], model), flush=True)
     windows = None
     if task == "mlm" and own_data:
         climb = ladders(encoder, model, arguments.rows, seed=seed, mask_rate=rate)
@@ -177,6 +185,21 @@ def _model(arguments: argparse.Namespace, encoder: Any) -> tuple[TreeModel, dict
     if shape.readout == "ancestor" and training.get("ancestor_level") is None:
         raise DataError(f"{path}: which ancestors it names is told in its run folder only")
     return model, training
+
+
+def _data_seed(training: dict[str, Any]) -> int:
+    """Seed of the stream of the training rows."""
+    own = training.get("data_seed")
+    return int(training.get("seed", 0) if own is None else own)
+
+
+def _shown(training: dict[str, Any], path: Path) -> int:
+    """How many sequences a training has shown."""
+    if not training:
+        raise ArgumentError(
+            f"--in-sample: what {path} was trained on is told in its run folder only"
+        )
+    return int(training.get("train_size") or training["steps"] * training["batch_size"])
 
 
 def _kinds(arguments: argparse.Namespace, model: TreeModel, level: int | None) -> dict[str, Any]:
