@@ -22,6 +22,7 @@ experiments (`hfilter figure NAME --about` says what each does and expects):
   attention           where each layer looks, and how far that is from the ideal
   probes              which ancestors and messages each layer holds, beside the exact limits
   finetune            masked-leaf encoder to root and back, against the number of labels
+  transfer            what an encoder of another filter level or grammar is worth
   depth               excess over the exact floor against layers and heads
   sample-complexity   accuracy against the number of training sequences, at every filter level
   targets             exact-posterior targets against sampled labels and the published recipe

@@ -13,6 +13,7 @@ from hfilter.experiments.lab import (
     scatter,
     staircase,
     targets,
+    transfers,
 )
 from hfilter.experiments.lab.study import Study
 
@@ -21,7 +22,7 @@ __all__ = ["STUDIES"]
 STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
-        staircase, scatter, probes, accuracies, attention, finetune, depth, complexity, targets,
+        staircase, scatter, probes, accuracies, attention, finetune, transfers, depth, complexity, targets,
         next_token,
     )
 }  # fmt: skip
