@@ -23,6 +23,7 @@ except ImportError as error:
 
 import hfilter
 from hfilter.analysis.accuracies import exact_accuracies
+from hfilter.analysis.attention import attention_maps
 from hfilter.experiments import drawings, figures
 from hfilter.experiments.artefacts import write_json, write_text
 from hfilter.experiments.folder import CLAIM, FILES, TRAINING, claim, write_tables
@@ -190,16 +191,8 @@ def _tables(model: hfilter.TreeModel, plan: _Plan, seed: int, quiet: bool) -> Ta
 
 def _attention(result: TrainResult) -> np.ndarray:
     """Attention per layer, averaged over heads and held-out inputs."""
-    tokens = result.held_out.batch.tokens[:4096]
-    layers = result.encoder.config.n_layers
-    total: list[Any] = [0.0] * layers
-    with torch.no_grad():
-        for part in torch.split(tokens, 512):
-            _, seen = result.encoder.trace(part)
-            for layer in range(layers):
-                weights = seen[f"layers.{layer}.attention.weights"]
-                total[layer] = total[layer] + weights.double().mean(1).sum(0)
-    return np.stack([(t / len(tokens)).numpy() for t in total])
+    maps = attention_maps(result.encoder, result.held_out.batch.tokens[:4096])
+    return np.asarray(maps.mean.mean(axis=1))
 
 
 def _climb(result: TrainResult, config: TrainConfig) -> Climb:
