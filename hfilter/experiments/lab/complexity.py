@@ -23,14 +23,14 @@ THRESHOLD = 0.1
 
 
 def _sizes(options: Options) -> list[int]:
-    exponents = options.pick(range(4, 6), range(8, 17, 2), range(7, 20))
+    exponents = options.pick(range(4, 6), range(8, 15, 2), range(7, 20))
     return [2**e for e in exponents]
 
 
 def _runs(options: Options) -> list[Run]:
     law = options.choose_law(depth=3)
     tasks = options.pick(("mlm",), ("root", "mlm"), ("root", "mlm"))
-    steps = options.pick(6, 600, 50_000)
+    steps = options.pick(6, 500, 50_000)
     return [
         recipe(
             options,
@@ -40,6 +40,7 @@ def _runs(options: Options) -> list[Run]:
             steps=steps,
             train_size=size,
             targets="labels",
+            batch_size=options.pick(16, 128, 32),
             eval_at=tuple(sorted({0, *(round(steps * i / 12) for i in range(1, 13))})),
             n_eval=options.pick(64, 2048, 10_000),
         )

@@ -23,9 +23,12 @@ _HEADER = (
 def _runs(options: Options) -> list[Run]:
     law = options.choose_law(depth=3)
     base = recipe(options, law)
+    steps = options.pick(6, 500, base.training.steps)
     heads = base.encoder.n_heads
     layers = [
-        recipe(options, replace(law, filter_level=k), seed=seed, encoder={"n_layers": n})
+        recipe(
+            options, replace(law, filter_level=k), seed=seed, steps=steps, encoder={"n_layers": n}
+        )
         for k in range(law.depth + 1)
         for n in range(1, law.depth + 2)
         for seed in options.seeds(1, 3)
@@ -33,7 +36,7 @@ def _runs(options: Options) -> list[Run]:
     width = base.encoder.d_model
     others = [h for h in (1, 2, 4, 8) if h != heads and width % h == 0]
     return layers + [
-        recipe(options, law, seed=seed, encoder={"n_heads": h})
+        recipe(options, law, seed=seed, steps=steps, encoder={"n_heads": h})
         for h in others
         for seed in options.seeds(1, 3)
     ]

@@ -45,6 +45,7 @@ def _named(options: Options) -> list[tuple[str, Run]]:
             training: dict[str, Any] = {
                 "steps": steps,
                 "targets": "labels",
+                "batch_size": options.pick(16, 128, 32),
                 "eval_at": tuple(sorted({round(steps * i / 10) for i in range(11)})),
                 "n_eval": options.pick(64, 2048, 10_000),
                 "data_seed": 1_000_000 + seed,
