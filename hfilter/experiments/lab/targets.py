@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
     costs: list[float] = []
     with shop.counting(len(trained), "seconds per step") as advance:
         for one in trained:
-            costs.append(shop.measured(one, "cost", {}, lambda one=one: _cost(one)))
+            costs.append(shop.measured(one, "cost", {}, partial(_cost, one)))
             advance(1)
     for one, cost in zip(trained, costs, strict=True):
         k, parameters = one.run.law.filter_level, one.encoder.n_parameters()
@@ -106,7 +107,7 @@ def _cost(one: Trained) -> float:
 
     # The difference is free of what every run costs once; the smaller one of the less disturbed.
     few, many = _COSTED
-    return min((spent(many) - spent(few)) / (many - few) for _ in range(2))
+    return float(min((spent(many) - spent(few)) / (many - few) for _ in range(2)))
 
 
 @styled
