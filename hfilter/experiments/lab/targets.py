@@ -93,7 +93,7 @@ def _cost(one: Trained) -> float:
     run, model = one.run, one.run.law.model
     if run.training.device != "cpu":
         last = one.history[-1]
-        return float(last["elapsed"]) / max(1, last["step"])
+        return float(last["elapsed"] / max(1, last["step"]))
 
     def spent(steps: int) -> float:
         short = replace(
