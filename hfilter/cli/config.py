@@ -39,7 +39,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="defaults of any option, .json or .toml"
     )
     group.add_argument(
-        "--print-config", action="store_true", help="print all options as such a JSON file and stop"
+        "--print-config",
+        action="store_true",
+        help="print all options but those left to a preset as such a JSON file, and stop",
     )
     group.add_argument(
         "--traceback", action="store_true", help="show the whole traceback of an error"

@@ -15,8 +15,8 @@ Draw ten million sequences of the published grammar; compute the exact accuracie
 level's predictor on data of every filter level; train a small encoder on masked leaves beside
 the exact answer; write figures, numbers and one self-contained page into a folder.
 
-A second call with the same options takes up an interrupted training where it stopped and replaces
-the demo's own files; nothing else in the folder is touched.
+A second call with the same options takes up an interrupted training from its last checkpoint and
+replaces the demo's own files; nothing else in the folder is touched.
 """
 EPILOG = """\
 examples:

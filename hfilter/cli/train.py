@@ -30,7 +30,8 @@ presets:
 
 FOLDER gets config.json (what made it), grammar.npz, log.jsonl (one line per evaluation),
 checkpoint.safetensors (to resume from) and encoder.safetensors. The same call again takes up an
-interrupted run where it stopped, bit for bit; a call with other settings is refused.
+interrupted run from its last checkpoint (every --checkpoint-every steps; without one, from the
+beginning), bit for bit; a call with other settings is refused.
 """
 EPILOG = """\
 examples:
@@ -139,7 +140,12 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--n-eval", type=positive, metavar="N", help="held-out sequences")
     group.add_argument("--stop-at", type=float, metavar="X", help="stop when the excess over the "
                        "exact floor is below this fraction of it")  # fmt: skip
-    group.add_argument("--checkpoint-every", type=positive, metavar="N", help="steps")
+    group.add_argument(
+        "--checkpoint-every",
+        type=positive,
+        metavar="N",
+        help="steps; an interrupted run goes on from the latest",
+    )
     group.add_argument("--checkpoint-at", metavar="N,N,…", help="steps whose encoder is kept")
     group.add_argument("--tensorboard", action="store_true", help="event files too")
 
