@@ -34,5 +34,6 @@ With torch and scikit-learn (``pip install '.[learn]'``):
 - ``construction``: ``ConstructedTransformer``, where every answer is known; ``distance``: how far
   training has moved an encoder.
 
-Results are frozen dataclasses with ``as_dict()`` for JSON; most print as a table.
+Results are frozen dataclasses, nearly all with ``as_dict()`` for JSON; those of ``compare``,
+``ladders``, ``accuracy_matrix`` and ``message_profile`` print as tables.
 """

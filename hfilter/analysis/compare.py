@@ -65,7 +65,8 @@ def compare(
     model : TreeModel
         Grammar, depth and root prior; its own filter level plays no part.
     probabilities : (n, L, q) or (n, n_classes) array or torch tensor
-        What the model believes of each leaf (``"mlm"``: only scored leaves are read; ``"causal"``:
+        What the model believes of each leaf (``"mlm"``: only scored leaves are read, and the model
+        must not have seen them, which cannot be checked here; ``"causal"``:
         given the leaves before it), of each leaf's ancestor (``"ancestor"``, (n, L, q_level)) or of
         the root (``"root"``). Rows are normalised once more in float64.
     leaves : (n, L) integer array
@@ -158,7 +159,8 @@ def evaluate(
     ----------
     predict
         From (m, L) tokens, with the mask token where a leaf is hidden, to probabilities (m, L, q)
-        or (m, n_classes); or a torch network from such tokens to logits; or an oracle. See
+        or (m, n_classes); or a torch network from such tokens (int64) to logits; or an
+        oracle. The mask token is q: an embedding of masked leaves needs q + 1 rows. See
         :func:`hfilter.analysis.asking.as_predict`.
     model : TreeModel
         Draws the sequences, at its own filter level, and judges.

@@ -94,6 +94,9 @@ class LogitLens:
 def logit_lens(encoder: Encoder, tokens: ArrayLike, *, batch_size: int = 512) -> LogitLens:
     """The read-out (after the final norm, if there is one) applied to every layer's output.
 
+    A :class:`hfilter.analysis.construction.ConstructedTransformer` has no answer (NaN) before its
+    last layer: what its read-out reads is not written yet.
+
     Parameters
     ----------
     encoder : hfilter.learn.encoder.Encoder

@@ -11,9 +11,10 @@ from hfilter.cli.options import Formatter, count, positive
 __all__ = ["add", "run"]
 
 DESCRIPTION = """\
-Run one experiment of the laboratory, or take it up where it was interrupted, and leave its figure
+Run one experiment of the laboratory, or take up an interrupted one, and leave its figure
 (PNG, PDF), the numbers behind it (CSV) and what made it (JSON) in a folder. Training runs are kept
-in the folder too and shared: experiments that need the same run train it once.
+in the folder too and shared: experiments that need the same run train it once, and one that was
+interrupted goes on from its last checkpoint.
 
 experiments (`hfilter figure NAME --about` says what each does and expects):
   staircase           how a network climbs from BP_l to BP_0 along its training

@@ -214,7 +214,7 @@ def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tenso
         Tokens in, logits out, such as :class:`hfilter.learn.encoder.Encoder`; its training mode is
         restored afterwards.
     tokens : (n, L) integer tensor
-        With the mask token where a leaf is hidden.
+        With the mask token where a leaf is hidden; no NumPy array.
     batch_size
         Rows per forward pass.
 
