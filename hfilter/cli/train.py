@@ -30,8 +30,8 @@ presets:
 
 FOLDER gets config.json (what made it), grammar.npz, log.jsonl (one line per evaluation),
 checkpoint.safetensors (to resume from) and encoder.safetensors. The same call again takes up an
-interrupted run from its last checkpoint (every --checkpoint-every steps; without one, from the
-beginning), bit for bit; a call with other settings is refused.
+interrupted run, bit for bit: Ctrl-C waits for the end of a step and leaves a checkpoint, and a run
+that was killed goes on from its latest one. A call with other settings is refused.
 """
 EPILOG = """\
 examples:

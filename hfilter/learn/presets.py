@@ -108,6 +108,7 @@ def _fast(model: TreeModel, steps: int, **training: Any) -> tuple[EncoderConfig,
         targets="posterior",
         eval_at=log_spaced(steps, 25),
         n_eval=2048,
+        checkpoint_every=100,
         threads=1,  # matrices this small gain little from two, and lose much on a busy machine
         **training,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from hfilter.learn.data import FreshBatches
 from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.freezing import freeze_, weights_digest
 from hfilter.learn.initial import init_gamma_
+from hfilter.learn.interruption import BetweenSteps
 from hfilter.learn.laws import check_task
 from hfilter.learn.optimisers import Optimiser
 from hfilter.learn.parallel import Team, assemble, held, led
@@ -242,11 +243,11 @@ def _train(
         state.history = led(team, lambda: log.open(shown))
         bar = _bar(config.steps, state.step, progress and team.leads)
         encoder.train()
-        try:
+        with closing(bar), BetweenSteps(team.world == 1) as signals:
             if state.step == 0:
                 _keep(run, encoder, config, 0, team)
                 record()
-            while state.step < config.steps and not is_done():
+            while state.step < config.steps and not is_done() and not signals.waiting:
                 began = time.perf_counter()
                 stepper.step(state)
                 at_point = state.step in points
@@ -258,11 +259,9 @@ def _train(
                     record()
                 bar.update()
                 _keep(run, encoder, config, state.step, team)
-                last = state.step == config.steps or is_done()
+                last = state.step == config.steps or is_done() or signals.waiting
                 if last or state.step % config.checkpoint_every == 0:
                     write()
-        finally:
-            bar.close()
     encoder.eval()
     led(team, lambda: save_encoder(run / "encoder.safetensors", encoder))
     return TrainResult(encoder, state.history, held_out, run)
