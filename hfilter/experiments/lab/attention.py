@@ -102,14 +102,14 @@ def _draw(tables: Tables) -> Figure:
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
             if k == levels[0]:
-                axes.set_title(f"layer {layer + 1}")
+                axes.set_title(f"layers.{layer}")
         row[0].set_ylabel(f"k = {k}\nfrom leaf")
         names = [str(h) for h in heights]
         heat(
             row[-1], _inside(table, k), "share inside" if k == levels[0] else "", 0.0, 1.0,
-            rows=[str(i + 1) for i in layers], columns=names,
+            rows=[str(i) for i in layers], columns=names,
         )  # fmt: skip
-        row[-1].set_ylabel("layer")
+        row[-1].set_ylabel("layers.")
         if k == levels[-1]:
             row[-1].set_xlabel("sibling block of height")
     return figure
@@ -121,7 +121,7 @@ def _conclude(tables: Tables) -> list[str]:
         inside = _inside(table, k)
         best = inside.argmax(axis=0)
         said = ", ".join(
-            f"height {h + 1} in layer {best[h] + 1} ({inside[best[h], h]:.2f})"
+            f"height {h + 1} in layers.{best[h]} ({inside[best[h], h]:.2f})"
             for h in range(inside.shape[1])
         )
         lines.append(f"k = {k}: most attention on the sibling block of {said}")

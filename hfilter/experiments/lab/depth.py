@@ -99,8 +99,8 @@ def _conclude(tables: Tables) -> list[str]:
     heads, lines = table.column("heads")[0], []
     for k in table.values("filter_level"):
         x, mean, _ = _curve(table, "layers", filter_level=k, heads=heads)
-        said = ", ".join(f"{n} layers {value:.2%}" for n, value in zip(x, mean, strict=True))
-        lines.append(f"k = {k}: excess over the exact floor with {said}")
+        said = ", ".join(f"{n}: {value:.2%}" for n, value in zip(x, mean, strict=True))
+        lines.append(f"k = {k}: excess over the exact floor by number of layers, {said}")
     return lines
 
 
