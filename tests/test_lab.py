@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import time
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ pytest.importorskip("sklearn")
 
 from hfilter.analysis.construction import ConstructedTransformer
 from hfilter.errors import ArgumentError, DataError
-from hfilter.experiments.lab import accuracies, attention, probes, scatter, staircase
+from hfilter.experiments.lab import accuracies, attention, probes, runs, scatter, staircase
 from hfilter.experiments.lab.gallery import STUDIES
 from hfilter.experiments.lab.recipes import recipe
 from hfilter.experiments.lab.runs import Law, Run, Trained, Workshop
@@ -225,3 +228,58 @@ def test_scatter_of_an_exact_network(tmp_path: Path) -> None:
     )
     assert len(exact) > 50
     np.testing.assert_allclose(network, exact, atol=2e-6)
+
+
+def test_ctrl_c_ends_what_other_processes_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, before = time.monotonic(), active_children()
+
+    def interrupted() -> None:
+        with runs._pool(1) as pool:
+            futures = [pool.submit(time.sleep, 600) for _ in range(3)]
+            while not futures[0].running():
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - began < 120
+    assert [child for child in active_children() if child not in before] == []
+    # And while one trains: it unwinds, and the worker takes up no other run.
+    trained = []
+
+    def stopped(*args: object) -> None:
+        trained.append(args)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(runs, "_train_run", stopped)
+    monkeypatch.setattr(runs._Worker, "stopped", False)
+    previous = signal.signal(signal.SIGTERM, runs._stop_worker)
+    try:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                runs._train_in_worker(Path(), recipe(SMOKE, Law(depth=2)))
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert len(trained) == 1
+
+
+def test_damaged_runs_of_a_workshop(tmp_path: Path) -> None:
+    shop, run = Workshop(tmp_path, quiet=True), recipe(SMOKE, Law(depth=2), keep=2)
+    (one,) = shop.train([run])
+    assert shop.measured(one, "x", 1, lambda: 5) == 5
+    (measured,) = (one.folder / "measured").iterdir()
+    for content in ('{"res', '{"x": 1}'):
+        measured.write_text(content)
+        assert shop.measured(one, "x", 1, lambda: 5) == 5
+    (one.folder / "checkpoints" / "step-x.safetensors").touch()
+    assert [step for step, _ in one.kept] == list(run.training.checkpoint_at)
+    log = one.folder / "log.jsonl"
+    whole = log.read_text()
+    for content in ("", whole[:-5]):
+        log.write_text(content)
+        with pytest.raises(DataError, match="remove the folder"):
+            shop.train([run])
+    log.write_text(whole)
+    one.kept[-1][1].unlink()
+    with pytest.raises(DataError, match="remove the folder"):
+        shop.train([run])

@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
     except KeyboardInterrupt:
         print(
-            "hfilter: interrupted; no half-written file is left, and a demo or a training called "
-            "again goes on from its last checkpoint",
+            "hfilter: interrupted; no half-written file is left, and a demo, a training or a figure "
+            "called again goes on from its last checkpoint",
             file=sys.stderr,
         )
         return 130

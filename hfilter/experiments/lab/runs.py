@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hfilter
+from hfilter.errors import DataError
 from hfilter.experiments.artefacts import plain, read_json, write_json
 from hfilter.experiments.progress import progress
 from hfilter.learn.encoder import Encoder, EncoderConfig
@@ -127,7 +130,7 @@ class Trained:
     @property
     def kept(self) -> list[tuple[int, Path]]:
         """The kept encoders along the training: (step, file), in order of the steps."""
-        files = (self.folder / "checkpoints").glob("step-*.safetensors")
+        files = (self.folder / "checkpoints").glob("step-[0-9]*[0-9].safetensors")
         return sorted((int(path.stem.removeprefix("step-")), path) for path in files)
 
 
@@ -169,7 +172,20 @@ class Workshop:
             print(f"training {many}, {steps:,} steps together", flush=True)
         for wave in _waves(pending):
             self._train(wave)
-        return [Trained(run, self.path(run), read_log(self.path(run))) for run in wanted]
+        return [self._found(run) for run in wanted]
+
+    def _found(self, run: Run) -> Trained:
+        """A finished run, if its folder still holds what it left there."""
+        one = Trained(run, self.path(run), read_log(self.path(run)))
+        last = one.history[-1]["step"] if one.history else -1
+        kept = {t for t in run.training.checkpoint_at if t <= last}
+        ended = last == run.training.steps or (last >= 0 and run.training.stop_at is not None)
+        if not ended or not kept <= {step for step, _ in one.kept}:
+            raise DataError(
+                f"{one.folder}: records or kept encoders of this run are lost; remove the folder, "
+                "and it is trained again"
+            )
+        return one
 
     def _train(self, runs: Sequence[Run]) -> None:
         if self.jobs == 1 or len(runs) == 1:
@@ -185,7 +201,7 @@ class Workshop:
             ) as advance,
             _pool(self.jobs) as pool,
         ):
-            waiting = {pool.submit(_train_run, self.folder, run, False): run for run in runs}
+            waiting = {pool.submit(_train_in_worker, self.folder, run): run for run in runs}
             finished = shown = 0
             while waiting:
                 for done in wait(waiting, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
@@ -217,8 +233,10 @@ class Workshop:
         said = json.dumps(plain([settings, hfilter.__version__]), sort_keys=True)
         key = hashlib.sha256(said.encode()).hexdigest()[:12]
         path = trained.folder / "measured" / f"{name}-{key}.json"
-        if path.exists():
+        try:
             return read_json(path)["result"]
+        except (DataError, KeyError, TypeError):
+            pass  # not measured yet, or damaged: it can be had again
         began = time.perf_counter()
         result = plain(work())
         path.parent.mkdir(exist_ok=True)
@@ -272,17 +290,51 @@ def _waves(runs: Sequence[Run]) -> Iterator[list[Run]]:
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     # Fresh interpreters: a forked torch may hang. One thread each, for the runs share the cores.
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread)
+    others = active_children()
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin_worker)
     try:
         yield pool
     except BaseException:
+        # Nobody waits for hours of training after Ctrl-C: each run stops where it is, tidily.
+        for child in active_children():
+            if child not in others:
+                child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
 
 
-def _one_thread() -> None:
+class _Worker:
+    """What a process of the pool is doing, for its signal handler."""
+
+    busy = False
+    stopped = False
+
+
+def _begin_worker() -> None:
     import torch
 
     os.environ["HFILTER_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGTERM, _stop_worker)
+
+
+def _stop_worker(signum: int, frame: FrameType | None) -> None:
+    if not _Worker.busy:
+        os._exit(0)
+    if _Worker.stopped:
+        return  # told twice: nothing may disturb the tidying up
+    _Worker.stopped = True
+    raise KeyboardInterrupt  # half-written files are removed on the way out
+
+
+def _train_in_worker(folder: Path, run: Run) -> None:
+    # The pool's loop would go on to the next run that is queued, whatever ended the one before.
+    if _Worker.stopped:
+        raise KeyboardInterrupt
+    _Worker.busy = True
+    try:
+        _train_run(folder, run, False)
+    finally:
+        _Worker.busy = False
