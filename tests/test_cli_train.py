@@ -285,3 +285,31 @@ def test_refusals_are_one_line(
     assert REFUSED[call].replace("RUNS", str(runs)) in error
     assert "Traceback" not in error
     assert names(inside) == set()
+
+
+def test_evaluate_does_not_write_over_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hf(f"train --preset mlm-fast --out run {SMALL}") == 0
+    before = Path("run/config.json").read_bytes()
+    for path in ("run", "run/encoder.safetensors"):
+        assert hf(f"evaluate {path} --rows 9 --out run/config.json --overwrite --quiet") == 2
+        assert "this command reads it" in capsys.readouterr().err
+    assert Path("run/config.json").read_bytes() == before
+
+
+def test_evaluate_of_foreign_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hf(f"train --preset mlm-fast --out run {SMALL}") == 0
+    assert hf(f"train --preset root-fast --out root {SMALL}") == 0
+    about = json.loads(Path("run/config.json").read_text())
+    shutil.copy("root/encoder.safetensors", "run/encoder.safetensors")
+    assert hf("evaluate run --rows 9") == 2
+    assert "copied from another run" in capsys.readouterr().err
+    for train_settings, words in ((5, "not the configuration"), ({"seed": "a"}, "seed must")):
+        Path("root/config.json").write_text(
+            json.dumps(about | {"train": train_settings, "encoder": {"readout": "root"}})
+        )
+        assert hf("evaluate root --rows 9") == 2
+        assert words in capsys.readouterr().err
+    Path("root/config.json").unlink()
+    assert hf("evaluate root --rows 9") == 2
+    assert "has no config.json" in capsys.readouterr().err
+    assert hf("evaluate root --rows 9 --depth 2 --quiet") == 0

@@ -13,7 +13,7 @@ from hfilter import provenance
 from hfilter.cli.options import Formatter, add_model, count, model_from, options_of, positive
 from hfilter.errors import ArgumentError, DataError
 from hfilter.exact import TreeModel
-from hfilter.experiments.artefacts import refuse_existing, write_json
+from hfilter.experiments.artefacts import refuse_existing, refuse_inputs, write_json
 
 if TYPE_CHECKING:
     from hfilter.analysis.compare import Comparison
@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         if out.suffix != ".json":
             raise ArgumentError(f"--out {out}: want a file named .json")
         refuse_existing(out, arguments.overwrite)
+        folder = arguments.path if arguments.path.is_dir() else arguments.path.parent
+        refuse_inputs([out], [folder / "config.json", folder.parent / "config.json"])
     encoder = load_encoder(arguments.path)
     model, training = _model(arguments, encoder)
     task, level = encoder.config.readout, training.get("ancestor_level")
@@ -169,9 +171,22 @@ def _model(arguments: argparse.Namespace, encoder: Any) -> tuple[TreeModel, dict
                 f"{flag}: {folder} knows its model; leave it out, and see --other-seed"
             )
         model = load_model(folder)
-        training = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("train", {})
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        training, shape = about.get("train", {}), about.get("encoder", {})
+        if not (isinstance(training, dict) and isinstance(shape, dict)):
+            raise DataError(f"{folder / 'config.json'}: not the configuration of a run")
+        if shape.get("readout", encoder.config.readout) != encoder.config.readout:
+            raise DataError(
+                f"{path}: the encoder's task is {encoder.config.readout!r}, and config.json speaks "
+                f"of {shape['readout']!r}; was it copied from another run?"
+            )
         break
     else:
+        if path.is_dir() and not given:
+            raise DataError(
+                f"{path} has no config.json, which says what the encoder was trained on; name the "
+                "model by options, such as --grammar and --depth"
+            )
         for name, default in (("grammar", "published"), ("depth", 4), ("filter_level", 0)):
             if getattr(arguments, name) is None:
                 setattr(arguments, name, default)

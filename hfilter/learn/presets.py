@@ -42,8 +42,8 @@ def preset(name: str, model: TreeModel) -> Settings:
     >>> encoder.d_feedforward, config.train_size, config.steps * config.batch_size
     (2048, 131072, 26214400)
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1)
+    if str(name) not in PRESETS:
+        near = difflib.get_close_matches(str(name), PRESETS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ArgumentError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}{hint}")
     return PRESETS[name](model)
