@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from hfilter import Grammar, TreeModel  # noqa: E402
-from hfilter.errors import ArgumentError, DataError, HFilterError  # noqa: E402
+from hfilter.errors import ArgumentError, DataError, DTypeError, HFilterError  # noqa: E402
 from hfilter.learn.checkpoint import load_encoder, read_tensors, write_tensors  # noqa: E402
 from hfilter.learn.data import FreshBatches  # noqa: E402
 from hfilter.learn.encoder import EncoderConfig  # noqa: E402
 from hfilter.learn.masks import HELD_OUT_START  # noqa: E402
-from hfilter.learn.train import TrainConfig, train  # noqa: E402
+from hfilter.learn.train import TrainConfig, load_model, train  # noqa: E402
 
 MODEL = TreeModel(Grammar.published(4, 1.0, 0), 2)
 ENCODER = EncoderConfig(vocab_size=4, n_leaves=4, d_model=8, n_layers=1, d_feedforward=8)
@@ -125,3 +126,73 @@ def test_a_log_line_that_is_no_record(tmp_path: Path) -> None:
     log.write_text('{"kl": {}}\n' + log.read_text())
     with pytest.raises(DataError, match="step"):
         train(MODEL, ENCODER, settings, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 0'], ids=["empty", "cut short"])
+def test_a_log_that_lost_what_the_checkpoint_has_behind_it(content: str, tmp_path: Path) -> None:
+    train(MODEL, ENCODER, config(), tmp_path, progress=False)
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(DataError, match="lacks the record of step 0"):
+        train(MODEL, ENCODER, config(), tmp_path, progress=False)
+    assert (tmp_path / "log.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("change", [None, b"PK"], ids=["lost", "damaged"])
+def test_the_grammar_of_a_run_is_written_again(change: bytes | None, tmp_path: Path) -> None:
+    stop(tmp_path, config(eval_every=1))
+    (tmp_path / "grammar.npz").unlink()
+    if change is not None:
+        (tmp_path / "grammar.npz").write_bytes(change)
+    train(MODEL, ENCODER, config(eval_every=1), tmp_path, progress=False)
+    assert load_model(tmp_path).fingerprint == MODEL.fingerprint
+
+
+def test_a_setting_that_this_version_does_not_know(tmp_path: Path) -> None:
+    stop(tmp_path, config(eval_every=1))
+    path = tmp_path / "config.json"
+    about = json.loads(path.read_text())
+    about["train"]["of_tomorrow"] = 3
+    path.write_text(json.dumps(about))
+    with pytest.raises(ArgumentError, match="of_tomorrow: 3 there"):
+        train(MODEL, ENCODER, config(eval_every=1), tmp_path, progress=False)
+
+
+def test_training_does_not_depend_on_the_callers_torch(tmp_path: Path) -> None:
+    """Default dtype, default device and gradient mode are the caller's; the run is the same."""
+    settings = config(optimiser="muon", frozen=("embedding.weight[:2]",), targets="posterior")
+
+    def weights(name: str) -> bytes:
+        result = train(MODEL, ENCODER, settings, tmp_path / name, progress=False)
+        assert result.encoder.embedding.weight.dtype == torch.float32
+        return (tmp_path / name / "encoder.safetensors").read_bytes()
+
+    plain = weights("plain")
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert weights("dtype") == plain
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert weights("device") == plain
+    with torch.no_grad():
+        assert weights("no gradient") == plain
+    with torch.inference_mode():
+        assert weights("inference") == plain
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("model", None), ("encoder_config", {}), ("config", {"steps": 3})],
+)
+def test_what_is_no_model_or_configuration(argument: str, value: Any, tmp_path: Path) -> None:
+    given = {"model": MODEL, "encoder_config": ENCODER, "config": config()} | {argument: value}
+    with pytest.raises(DTypeError, match=f"{argument} must be an? "):
+        train(**given, folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "gpu"])
+def test_devices_that_cannot_train(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="device must be"):
+        train(MODEL, ENCODER, config(device=device), tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()

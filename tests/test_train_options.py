@@ -352,3 +352,40 @@ def test_runs_that_are_refused_leave_no_folder(
 
 def test_docstring_examples_run() -> None:
     assert doctest.testmod(config_module).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "1e-3"),
+        ("lr", None),
+        ("lr", True),
+        ("clip", [1.0]),
+        ("mask_rate", "a"),
+        ("betas", 0.9),
+        ("betas", ("a", "b")),
+        ("eval_at", 5),
+        ("checkpoint_at", None),
+        ("checkpoint_at", "12"),
+        ("frozen", 5),
+        ("frozen", None),
+        ("final_lr", float("inf")),
+        ("weight_decay", "a"),
+        ("seed", 2**64),
+        ("data_seed", 2**64),
+        ("threads", 10**6),
+        ("device", None),
+        ("device", 0),
+        ("compile", 1),
+        ("tensorboard", "yes"),
+    ],
+)
+def test_values_that_cannot_be_meant(name: str, value: object) -> None:
+    with pytest.raises(ArgumentError, match=name):
+        TrainConfig(**{"steps": 10, name: value})
+
+
+def test_numbers_of_numpy_become_plain() -> None:
+    settings = TrainConfig(steps=np.int64(3), lr=np.float32(0.5), seed=np.uint64(2**63))
+    assert json.loads(json.dumps(settings.as_dict()))["lr"] == 0.5
+    assert settings.seed == 2**63

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from hfilter.errors import ArgumentError
@@ -17,6 +17,12 @@ __all__ = ["TrainConfig", "log_spaced"]
 # the digest of an old folder stays what it was.
 _FIRST_FIELDS = 19
 
+_LARGEST_SEED = 2**64 - 1
+_MOST_THREADS = 1024  # torch dies where the system cannot start as many as it is told to
+_NUMBERS = (
+    *("lr", "muon_lr", "clip", "stop_at", "final_lr", "weight_decay"),
+    *("mask_rate", "train_mask_rate"),
+)
 _CHOICES = {
     "schedule": ("constant", "cosine", "linear", "trapezoid"),
     "optimiser": ("adamw", "muon"),
@@ -136,17 +142,26 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every"):
             object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
-        for name in ("warmup", "cooldown", "seed", "data_start"):
+        for name in ("warmup", "cooldown", "data_start"):
             object.__setattr__(self, name, _whole(name, getattr(self, name), 0))
-        for name, low in (
-            ("data_seed", 0),
-            ("threads", 1),
-            ("train_size", 1),
-            ("ancestor_level", 0),
-            ("target_level", 0),
+        object.__setattr__(self, "seed", _whole("seed", self.seed, 0, _LARGEST_SEED))
+        for name, low, high in (
+            ("data_seed", 0, _LARGEST_SEED),
+            ("threads", 1, _MOST_THREADS),
+            ("train_size", 1, None),
+            ("ancestor_level", 0, None),
+            ("target_level", 0, None),
         ):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _whole(name, getattr(self, name), low))
+                object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
+        for name in ("tensorboard", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.device, str):
+            raise ArgumentError(
+                f"device must be the name of a torch device, such as 'cpu' or 'cuda', got "
+                f"{self.device!r}"
+            )
         self._check_numbers()
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -167,10 +182,10 @@ class TrainConfig:
             raise ArgumentError('muon_lr has a meaning for optimiser="muon" only; leave it out')
         if self.target_level is not None and self.targets != "posterior":
             raise ArgumentError('target_level needs targets="posterior"; leave it out, or say so')
-        frozen: Any = self.frozen
-        if isinstance(frozen, str) or not all(isinstance(f, str) for f in frozen):
-            raise ArgumentError(f"frozen must be a tuple of names, got {frozen!r}")
-        object.__setattr__(self, "frozen", tuple(frozen))
+        frozen = _several("frozen", "names", self.frozen)
+        if not all(isinstance(f, str) for f in frozen):
+            raise ArgumentError(f"frozen must be a tuple of names, got {self.frozen!r}")
+        object.__setattr__(self, "frozen", frozen)
         if self.init_gamma is not None:
             self._check_gamma()
         end = self.data_start + (self.train_size or self.steps * self.batch_size)
@@ -181,6 +196,10 @@ class TrainConfig:
             )
 
     def _check_numbers(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None or name in ("lr", "final_lr", "weight_decay"):
+                object.__setattr__(self, name, _number(name, value))
         for name in ("lr", "muon_lr", "clip", "stop_at"):
             value = getattr(self, name)
             if value is None and name != "lr":
@@ -188,13 +207,15 @@ class TrainConfig:
             if not (value > 0 and (math.isfinite(value) or name == "clip")):
                 raise ArgumentError(f"{name} must be positive and finite, got {value}")
         for name in ("final_lr", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ArgumentError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ArgumentError(
+                    f"{name} must be at least 0 and finite, got {getattr(self, name)}"
+                )
         for name in ("mask_rate", "train_mask_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0.0 < rate <= 1.0:
                 raise ArgumentError(f"{name} must be None or in (0, 1], got {rate}")
-        betas = tuple[float, ...](self.betas)
+        betas = tuple(_number("betas", b) for b in _several("betas", "numbers", self.betas))
         if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas}")
         object.__setattr__(self, "betas", betas)
@@ -211,9 +232,10 @@ class TrainConfig:
 
     def _check_steps(self, name: str) -> None:
         given = getattr(self, name)
-        if given is None:
+        if given is None and name == "eval_at":
             return
-        object.__setattr__(self, name, tuple(_whole(f"{name}: a step", t, 0) for t in given))
+        steps = _several(name, "steps", given)
+        object.__setattr__(self, name, tuple(_whole(f"{name}: a step", t, 0) for t in steps))
         if any(not 0 <= t <= self.steps for t in getattr(self, name)):
             raise ArgumentError(f"{name} must lie in 0 … {self.steps}, got {given}")
 
@@ -275,7 +297,7 @@ class TrainConfig:
         >>> short.warmup, short.eval_at, short.checkpoint_at
         (10, (1, 100), (50,))
         """
-        part = steps / self.steps
+        part = _whole("steps", steps, 1) / self.steps
         if part == 1:
             return self
 
@@ -303,13 +325,32 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
     >>> log_spaced(1000, 7)
     (1, 3, 10, 32, 100, 316, 1000)
     """
-    if steps < 1 or n < 2:
-        raise ArgumentError(f"steps must be at least 1 and n at least 2, got {steps} and {n}")
+    steps, n = _whole("steps", steps, 1), _whole("n", n, 2)
     return tuple(sorted({round(steps ** (i / (n - 1))) for i in range(n)}))
 
 
-def _whole(name: str, value: Any, low: int) -> int:
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """The value as an int; NumPy's integers are integers, a bool or 2.0 is none."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ArgumentError(f"{name} must be at least {low} and whole, got {value!r}")
+    if high is not None and int(value) > high:
+        raise ArgumentError(f"{name} must be at most {high}, got {value!r}")
     return int(value)
+
+
+def _number(name: str, value: Any) -> Any:
+    """The value, if it is a real number; NumPy's become Python's, which JSON can hold."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ArgumentError(f"{name} must be a number, got {value!r}")
+    plain: type = type(value)
+    return value if plain in (int, float) else float(value)
+
+
+def _several(name: str, what: str, value: Any) -> tuple[Any, ...]:
+    """The value as a tuple, if it is one of several things and no text."""
+    try:
+        if not isinstance(value, str | Mapping):
+            return tuple(value)
+    except TypeError:
+        pass
+    raise ArgumentError(f"{name} must be a tuple of {what}, got {value!r}")

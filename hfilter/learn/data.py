@@ -147,15 +147,13 @@ class FreshBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = check_int("batch_size", batch_size, 1)
         check_task(model, task, ancestor_level)
-        if n_batches is not None and n_batches < 0:
-            raise ArgumentError(f"n_batches must be None or at least 0, got {n_batches}")
-        if prefetch is not None and prefetch < 1:
-            raise ArgumentError(f"prefetch must be None or at least 1, got {prefetch}")
-        if start < 0:
-            raise ArgumentError(f"start must be at least 0, got {start}")
+        if n_batches is not None:
+            check_int("n_batches", n_batches, 0)
+        if prefetch is not None:
+            check_int("prefetch", prefetch, 1)
+        check_int("start", start, 0)
         if targets not in ("labels", "posterior"):
             raise ArgumentError(f'targets must be "labels" or "posterior", got {targets!r}')
         if train_size is not None:
@@ -353,7 +351,7 @@ def make_batch(
         hidden = torch.from_numpy(np.ascontiguousarray(mask))
         tokens = tokens.masked_fill(hidden, mask_token)
     if task == "root":
-        return Batch(tokens, torch.zeros(truth.shape, dtype=torch.bool), root, root, root)
+        return Batch(tokens, torch.zeros_like(truth, dtype=torch.bool), root, root, root)
     if task == "ancestor":
         if targets is None:
             raise ArgumentError('the task "ancestor" needs targets, the ancestors (n, L)')
@@ -363,5 +361,5 @@ def make_batch(
             raise ArgumentError('the task "mlm" needs a mask: its hidden leaves are what is asked')
         where = hidden.flatten().nonzero().squeeze(1)
         return Batch(tokens, hidden, truth, root, truth.flatten()[where], where)
-    everywhere = torch.ones(truth.shape, dtype=torch.bool)
+    everywhere = torch.ones_like(truth, dtype=torch.bool)
     return Batch(tokens, everywhere, truth, root, truth.flatten())

@@ -84,10 +84,20 @@ def init_gamma_(
     with torch.no_grad():
         for part, weight, bias, d_in, shrink in _matrices(encoder):
             if part in chosen:
-                weight.normal_(0.0, d_in ** -chosen[part] * shrink, generator=generator)
+                weight.normal_(0.0, _scale(part, d_in, chosen[part]) * shrink, generator=generator)
                 if bias is not None:
                     bias.zero_()
     return encoder
+
+
+def _scale(part: str, d_in: int, gamma: float) -> float:
+    try:
+        return math.pow(d_in, -gamma)
+    except OverflowError:
+        raise ArgumentError(
+            f"gamma of {part} makes weights of size {d_in}^{-gamma:g}, more than a number holds; "
+            "about 0.5 is customary"
+        ) from None
 
 
 def _matrices(encoder: Encoder) -> Iterator[tuple[str, Tensor, Tensor | None, int, float]]:

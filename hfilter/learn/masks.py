@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,8 +60,10 @@ def draw_masks(
     check_int("n_leaves", n_leaves, 1)
     check_int("start", start, 0)
     check_seed("seed", seed)
-    if rate is not None and not 0.0 < rate <= 1.0:
-        raise ArgumentError(f"rate must be None (one leaf per row) or in (0, 1], got {rate}")
+    given: Any = rate
+    number = isinstance(given, Real) and not isinstance(given, bool)
+    if rate is not None and not (number and 0.0 < rate <= 1.0):
+        raise ArgumentError(f"rate must be None (one leaf per row) or in (0, 1], got {rate!r}")
     if rate is None:
         words = _philox_words(seed, start, n)
         hidden = ((words >> np.uint64(32)) * np.uint64(n_leaves)) >> np.uint64(32)

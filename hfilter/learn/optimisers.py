@@ -208,7 +208,7 @@ class Optimiser:
         if self.scaler.is_enabled():
             numbers = self.scaler.state_dict()
             packed["scaler"] = torch.tensor(
-                [numbers["scale"], numbers["_growth_tracker"]], dtype=torch.float64
+                [numbers["scale"], numbers["_growth_tracker"]], dtype=torch.float64, device="cpu"
             )
         return packed
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -112,13 +112,14 @@ def claim(
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
             differing = _differences(theirs, ours, settings)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{path}: not the configuration of a run ({error!r})") from error
         if differing:
             raise ArgumentError(
                 f"{run} holds a run of another configuration ({'; '.join(differing)}); "
                 "resume with the same one, or choose another folder"
             )
+        _keep_grammar(run, model)
         return digest
     for name in ("checkpoint.safetensors", "log.jsonl"):
         if (run / name).exists():
@@ -129,6 +130,14 @@ def claim(
     with atomic_write(path, "w") as file:
         json.dump({**ours, "made_by": provenance()}, file, indent=2)
     return digest
+
+
+def _keep_grammar(run: Path, model: TreeModel) -> None:
+    """Write the grammar of a run that goes on once more, if its file is lost or damaged."""
+    try:
+        Grammar.load(run / "grammar.npz")
+    except DataError:
+        model.grammar.save(run / "grammar.npz")
 
 
 def _differences(
@@ -144,7 +153,8 @@ def _differences(
             now = json.loads(json.dumps(asdict(settings[part])))
             plain = {field.name: field.default for field in fields(settings[part])}
             there = {**json.loads(json.dumps(plain, default=str)), **theirs[part]}
-        names = set(there) | set(now) if part == "start" else now
+        # A setting that this version does not know decides something all the same.
+        names = sorted({*there, *now}) if part in (*settings, "start") else now
         found += [
             f"{part}.{name}: {there.get(name)!r} there, {now.get(name)!r} now"
             for name in names
@@ -190,7 +200,7 @@ def locked(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(f"{run}: cannot make this folder ({error})") from error
     try:
         import fcntl
@@ -265,12 +275,27 @@ class Log:
         self.board: Callable[[Record], None] | None = None
         self._began = time.perf_counter() - state.elapsed
 
-    def open(self, board: Callable[[Record], None] | None = None) -> list[Record]:
-        """Take up the records up to the checkpoint; those after it will be made again."""
+    def open(
+        self, points: Collection[int], board: Callable[[Record], None] | None = None
+    ) -> list[Record]:
+        """Take up the records up to the checkpoint; those after it will be made again.
+
+        Raises
+        ------
+        hfilter.errors.DataError
+            If one of the steps ``points`` that the checkpoint has behind it is not there.
+        """
         self.board = board
         state = self.state
         if state.step > 0:
             state.history = [r for r in read_log(self.path) if r["step"] <= state.step]
+            lost = {t for t in points if t <= state.step} - {r["step"] for r in state.history}
+            if lost:
+                raise DataError(
+                    f"{self.path} lacks the record of step {min(lost)}, which the checkpoint at "
+                    f"step {state.step} has behind it; put the whole log back, or choose another "
+                    "folder"
+                )
         with atomic_write(self.path, "w") as file:
             file.writelines(json.dumps(r) + "\n" for r in state.history)
         return state.history
@@ -300,6 +325,8 @@ class Log:
         state.noted(record)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # never behind the checkpoint that follows
         if self.board is not None:
             self.board(record)
         if self.callback is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,13 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
-from hfilter.errors import ArgumentError
+from hfilter.checks import check_int
+from hfilter.errors import DTypeError, ShapeError
 from hfilter.learn.data import Batch, TaskName, make_batch, task_targets
 from hfilter.learn.laws import check_task, exact_law, exact_levels, window_law
 from hfilter.learn.masks import HELD_OUT_START, draw_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hfilter.exact import TreeModel
 
 
@@ -152,10 +152,15 @@ class HeldOut:
         filter_levels: Sequence[int] | None = None,
         ancestor_level: int | None = None,
     ) -> None:
-        if n < 1:
-            raise ArgumentError(f"n (held-out sequences) must be at least 1, got {n}")
+        check_int("n", n, 1)
         check_task(model, task, ancestor_level)
-        levels = exact_levels(model, ancestor_level) if filter_levels is None else filter_levels
+        levels = exact_levels(model, ancestor_level)
+        if filter_levels is not None:
+            if not isinstance(filter_levels, Sequence):
+                raise DTypeError(f"filter_levels must be a list of k, got {filter_levels!r}")
+            levels = tuple(
+                check_int("filter_levels: each", k, 0, model.depth) for k in filter_levels
+            )
         above = None if ancestor_level is None else [ancestor_level]
         sample = model.sample(n, seed=seed, start=start, levels=above)
         mask = None
@@ -195,6 +200,12 @@ class HeldOut:
         """
         logits = predict(network, self.batch.tokens, batch_size)
         logits, truth = scored(logits, self.batch)
+        own = next(iter(self.exact.values()))
+        if logits.shape != own.shape:
+            raise ShapeError(
+                f"network must give logits of shape {tuple(own.shape)} at what is scored, got "
+                f"{tuple(logits.shape)}; is it of another task or model?"
+            )
         log_q = F.log_softmax(logits.double(), dim=-1)
         return Scores(
             cross_entropy=F.nll_loss(log_q, truth).item(),
@@ -223,6 +234,7 @@ def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tenso
     Tensor
         (n, L, q) or (n, n_classes).
     """
+    check_int("batch_size", batch_size, 1)
     training = network.training
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
-from hfilter.errors import ArgumentError, BackendUnavailable, DataError
+from hfilter.errors import ArgumentError, BackendUnavailable, DataError, DTypeError
+from hfilter.exact import TreeModel
 from hfilter.learn.boards import board
 from hfilter.learn.checkpoint import (
     load_encoder,
@@ -50,8 +52,6 @@ from hfilter.learn.tasks import HeldOut
 
 if TYPE_CHECKING:
     import os
-
-    from hfilter.exact import TreeModel
 
 __all__ = [
     "TrainConfig",
@@ -182,7 +182,8 @@ def train(
     digest = None if first is None else weights_digest(first)
     with _torch_state(config, device):
         torch.manual_seed(key(config.seed, 0))
-        encoder = Encoder(encoder_config)
+        with torch.device("cpu"):  # whatever the caller's default device is
+            encoder = Encoder(encoder_config)
         if config.init_gamma is not None:
             init_gamma_(encoder, config.init_gamma)
         if first is not None:
@@ -240,7 +241,7 @@ def _train(
 
     log = Log(run / "log.jsonl", state, held_out, own, callback)
     with board(run, state.step, config.tensorboard and team.leads) as shown:
-        state.history = led(team, lambda: log.open(shown))
+        state.history = led(team, lambda: log.open(points, shown))
         bar = _bar(config.steps, state.step, progress and team.leads)
         encoder.train()
         with closing(bar), BetweenSteps(team.world == 1) as signals:
@@ -317,6 +318,8 @@ def _start(start: Any, wanted: EncoderConfig) -> Encoder | None:
     """The encoder to begin with, if it is of the shape that is wanted."""
     if start is None:
         return None
+    if not isinstance(start, (Encoder, str, PathLike)):
+        raise DTypeError(f"start must be an Encoder or a path, got {type(start).__name__}")
     encoder = start if isinstance(start, Encoder) else load_encoder(start)
     ours, theirs = vars(wanted), vars(encoder.config)
     odd = [f"{k}: {theirs[k]!r} there, {v!r} wanted" for k, v in ours.items() if theirs[k] != v]
@@ -330,15 +333,18 @@ def _start(start: Any, wanted: EncoderConfig) -> Encoder | None:
 
 @contextmanager
 def _torch_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Leave the caller's random state and thread count as they were."""
-    threads = torch.get_num_threads()
+    """Train the same whatever the caller's torch is set to, and leave that as it was."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     cuda = [device.index or 0] if device.type == "cuda" else []
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        with torch.random.fork_rng(devices=cuda):
+        torch.set_default_dtype(torch.float32)
+        fork = torch.random.fork_rng(devices=cuda)
+        with fork, torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
 
 
@@ -349,6 +355,14 @@ def _bar(steps: int, done: int, progress: bool) -> Any:
 
 
 def _check_fit(model: TreeModel, encoder: EncoderConfig, config: TrainConfig) -> None:
+    given: tuple[tuple[str, Any, type], ...] = (
+        ("model", model, TreeModel),
+        ("encoder_config", encoder, EncoderConfig),
+        ("config", config, TrainConfig),
+    )
+    for name, value, kind in given:
+        if not isinstance(value, kind):
+            raise DTypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
     check_task(model, encoder.readout, config.ancestor_level)
     wanted = {"vocab_size": model.vocab_size, "n_leaves": model.n_leaves}
     got = {"vocab_size": encoder.vocab_size, "n_leaves": encoder.n_leaves}
@@ -370,6 +384,11 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ArgumentError(f"device must be a torch device such as 'cpu', got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"device must be 'cpu' or 'cuda' (or 'cuda:1' …), got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(f"device {name!r}: torch finds no GPU here; use device='cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise BackendUnavailable(f"device {name!r}: the last GPU here is 'cuda:{last}'")
     return device
