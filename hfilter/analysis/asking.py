@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["as_predict", "is_network"]
+    from hfilter.exact import TreeModel
+
+__all__ = ["as_predict", "check_fits", "is_network"]
 
 
 def as_predict(
@@ -69,6 +71,32 @@ def as_predict(
         )
     function: Callable[[NDArray[Any]], Any] = predictor
     return function
+
+
+def check_fits(encoder: Any, model: TreeModel, mask_rate: float | None = None) -> None:
+    """Refuse an encoder that reads other sequences than the model's, or no hidden leaves.
+
+    What is no encoder with a ``config`` passes: its answers are checked.
+
+    Raises
+    ------
+    hfilter.errors.ArgumentError
+    """
+    config = getattr(encoder, "config", None)
+    read = [getattr(config, name, None) for name in ("vocab_size", "n_leaves")]
+    wanted = [model.vocab_size, model.n_leaves]
+    if None in read:
+        return
+    if read != wanted:
+        raise ArgumentError(
+            f"the network reads {read[1]} leaves of {read[0]} symbols, the model has {wanted[1]} "
+            f"of {wanted[0]}; give the model that it was trained on"
+        )
+    if mask_rate is not None and getattr(config, "n_embedded", None) == model.vocab_size:
+        raise ArgumentError(
+            "mask_rate hides leaves, and this network has no token for a hidden one (see "
+            "masked_root of EncoderConfig); leave mask_rate out"
+        )
 
 
 def is_network(thing: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfilter.analysis.checks import as_reals
 from hfilter.analysis.looking import as_tokens, check_encoder, plain, traced
 from hfilter.checks import check_int
 from hfilter.errors import ArgumentError, ShapeError
@@ -27,6 +28,8 @@ __all__ = [
     "attention_maps",
     "ideal_attention",
 ]
+
+_MOST_LEAVES = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,10 @@ def ideal_attention(depth: int, height: int, *, arity: int = 2) -> Floats:
     """
     depth, arity = check_int("depth", depth, 1), check_int("arity", arity, 2)
     height = check_int("height", height, 1, depth)
+    if arity**depth > _MOST_LEAVES:
+        raise ArgumentError(
+            f"depth must be smaller: {arity}^{depth} leaves squared are more than 2^28 weights"
+        )
     leaves = np.arange(arity**depth)
     same = [np.equal.outer(leaves // size, leaves // size) for size in _sizes(height, arity)]
     other = same[1] & ~same[0]
@@ -276,8 +283,8 @@ def _default_maps(encoder: Encoder, arity: int) -> Floats:
         raise ArgumentError(
             "ideal must be given for a causal encoder: the maps of ideal_attention look ahead"
         )
-    length, depth = encoder.config.n_leaves, 1
-    while arity > 1 and arity**depth < length:
+    length, depth, arity = encoder.config.n_leaves, 1, check_int("arity", arity, 2)
+    while arity**depth < length:
         depth += 1
     if arity**depth != length:
         raise ArgumentError(
@@ -287,7 +294,7 @@ def _default_maps(encoder: Encoder, arity: int) -> Floats:
 
 
 def _checked_maps(ideal: ArrayLike, length: int) -> Floats:
-    maps = np.asarray(ideal, dtype=np.float64)
+    maps = as_reals("ideal", ideal)
     if maps.ndim != 3 or maps.shape[1:] != (length, length) or not len(maps):
         raise ShapeError(f"ideal must have shape (maps, {length}, {length}), got {maps.shape}")
     if not (np.isfinite(maps).all() and maps.min() >= 0 and np.allclose(maps.sum(-1), 1)):

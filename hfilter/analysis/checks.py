@@ -41,18 +41,27 @@ def checked_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 def fetched(name: str, array: Any) -> NDArray[Any]:
     """A NumPy array of anything array-like; a torch tensor is detached and fetched first."""
     if hasattr(array, "detach"):
-        array = array.detach().cpu()
+        try:
+            array = array.detach().cpu()
+        except NotImplementedError as error:  # a meta tensor
+            raise DTypeError(f"{name} holds no numbers ({error})") from error
     return as_numpy(name, array)[0]
+
+
+def as_reals(name: str, given: Any) -> NDArray[np.float64]:
+    """Real numbers in double precision."""
+    array = fetched(name, given)
+    if array.dtype.kind not in "fiub":
+        raise DTypeError(f"{name} must be real numbers, got {array.dtype}")
+    return np.asarray(array, dtype=np.float64)
 
 
 def as_probabilities(given: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """A model's probabilities in double precision, or an error that says what is wrong with them."""
-    array = fetched("probabilities", given)
-    if array.dtype.kind not in "fiub":
-        raise DTypeError(f"probabilities must be real numbers, got {array.dtype}")
+    array = as_reals("probabilities", given)
     if array.shape != shape:
         raise ShapeError(f"probabilities must have shape {shape}, got {array.shape}")
-    return np.asarray(array, dtype=np.float64)
+    return array
 
 
 def as_integers(name: str, given: Any) -> NDArray[Any]:

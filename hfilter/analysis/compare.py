@@ -15,13 +15,13 @@ from hfilter.analysis.agreement import (
     checked_leaves,
     draw_agreement,
 )
-from hfilter.analysis.asking import as_predict
+from hfilter.analysis.asking import as_predict, check_fits
 from hfilter.analysis.checks import as_hidden, as_probabilities
 from hfilter.analysis.comparison import Comparison
 from hfilter.analysis.inputs import Inputs, Source
 from hfilter.analysis.judge import Judge, blocks
 from hfilter.analysis.questions import Question, Task
-from hfilter.errors import ArgumentError
+from hfilter.checks import check_int
 from hfilter.learn.masks import HELD_OUT_START
 
 if TYPE_CHECKING:
@@ -199,9 +199,9 @@ def evaluate(
     >>> random.accuracy, random.kl[0] > random.kl[2] > 0
     (nan, True)
     """
-    if n < 1:
-        raise ArgumentError(f"n must be at least 1, got {n}")
+    n, start = check_int("n", n, 1), check_int("start", start, 0)
     question = Question.of(model, task, level)
+    check_fits(predict, model, mask_rate)
     source = Source(model, question, inputs, seed, mask_rate)
     judge = Judge(model, question, filter_levels, n_bins=n_bins, inputs=source.name)
     ask = as_predict(predict, task)

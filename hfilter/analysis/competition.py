@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hfilter.analysis.asking import check_fits
 from hfilter.analysis.interventions import logit_lens, replace_at, scale_attention
 from hfilter.analysis.looking import (
     as_positions,
@@ -18,7 +19,7 @@ from hfilter.analysis.looking import (
 )
 from hfilter.analysis.mechanisms import as_evidence, local_and_global, sibling_block, soften
 from hfilter.checks import check_float, check_int
-from hfilter.errors import ArgumentError
+from hfilter.errors import ArgumentError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -228,6 +229,8 @@ def attention_doses(
     (0.0, True)
     """
     tokens, where, laws, _ = _conflicts(encoder, model, leaves, positions, mask)
+    if np.ndim(factors) != 1 or (layers is not None and np.ndim(layers) != 1):
+        raise ShapeError(f"factors and layers must be lists, got {factors!r} and {layers!r}")
     doses = np.array([check_float("factors", f, 0.0, 1.0) for f in factors])
     chosen = range(encoder.config.n_layers) if layers is None else layers
     chosen = [check_int("layers", i, 0, encoder.config.n_layers - 1) for i in chosen]
@@ -284,9 +287,7 @@ def _conflicts(
     config = encoder.config
     if config.readout != "mlm":
         raise ArgumentError(f"encoder must have readout='mlm', got {config.readout!r}")
-    wanted, got = (model.vocab_size, model.n_leaves), (config.vocab_size, config.n_leaves)
-    if wanted != got:
-        raise ArgumentError(f"encoder must have (q, L) = {wanted} as the model, got {got}")
+    check_fits(encoder, model)
     tokens, hidden = as_evidence(model, leaves, mask)
     where = as_positions("positions", positions, len(tokens), model.n_leaves)
     hidden = hidden | (where[:, None] == np.arange(model.n_leaves))

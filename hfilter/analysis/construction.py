@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import TYPE_CHECKING, Any, Literal
 
 try:
@@ -16,6 +15,7 @@ except ImportError as error:
 
 from hfilter.analysis.construction_plan import MessageSlots, Plan, Task
 from hfilter.analysis.construction_weights import block, embedding, positions, readout
+from hfilter.checks import check_float, check_seed
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.learn.encoder import Encoder, EncoderConfig, EncoderLayer
 
@@ -132,10 +132,8 @@ class ConstructedTransformer(Encoder):
     ) -> None:
         if dtype not in _DTYPES:
             raise DTypeError(f"dtype must be 'float64' or 'float32', got {dtype!r}")
-        if not (gap > 0 and math.isfinite(gap)):
-            raise ArgumentError(f"gap must be positive and finite, got {gap!r}")
-        if not 0.0 <= centring <= 1.0:
-            raise ArgumentError(f"centring must be in [0, 1], got {centring!r}")
+        gap = check_float("gap", gap, 0.0, open_low=True)
+        centring = check_float("centring", centring, 0.0, 1.0)
         plan = Plan(model, task, centring)
         largest = max(plan.exponents[-1], 2 * plan.exponents[-2]) + model.depth + 4
         if largest > _EXPONENTS[dtype]:
@@ -287,16 +285,15 @@ def perturbed(
     >>> bool((exact(tokens).softmax(-1) - damaged(tokens).softmax(-1)).abs().max() > 0.01)
     True
     """
-    if not (scale >= 0 and math.isfinite(scale)):
-        raise ArgumentError(f"scale must be at least 0 and finite, got {scale!r}")
+    scale = check_float("scale", scale, 0.0)
     if kind not in ("entries", "matrices"):
         raise ArgumentError(f'kind must be "entries" or "matrices", got {kind!r}')
     noisy = copy.deepcopy(encoder)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed("seed", seed))
     with torch.no_grad():
         for parameter in noisy.parameters():
             shape, dtype = parameter.shape, torch.float64
-            noise = scale * torch.randn(shape, generator=generator, dtype=dtype)
+            noise = scale * torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
             exact = parameter.double().cpu()
             if kind == "entries":
                 parameter.copy_(exact * noise.exp())

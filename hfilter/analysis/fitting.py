@@ -81,17 +81,21 @@ def fit_two_layer(
         from torch import nn
     except ImportError as error:
         raise _missing(error) from error
+    plain: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
-        net = nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        net = nn.Sequential(
+            nn.Linear(x.shape[1], hidden, **plain), nn.ReLU(), nn.Linear(hidden, classes, **plain)
+        )
     random = torch.Generator().manual_seed(seed % 2**63)
     rows, goal = torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)
     adam = torch.optim.Adam(net.parameters(), lr=lr)
     steps = epochs * math.ceil(len(rows) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, steps))
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         for _ in range(epochs):
-            for batch in torch.split(torch.randperm(len(rows), generator=random), batch_size):
+            order = torch.randperm(len(rows), generator=random, device="cpu")
+            for batch in torch.split(order, batch_size):
                 loss = nn.functional.cross_entropy(net(rows[batch]), goal[batch])
                 adam.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

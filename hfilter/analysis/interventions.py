@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from hfilter.analysis.checks import fetched
+from hfilter.analysis.checks import as_reals, fetched
 from hfilter.analysis.looking import (
     as_targets,
     as_tokens,
@@ -78,10 +78,16 @@ class LogitLens:
         -------
         ndarray, shape (sites, n, L) or (sites, n)
         """
-        law = np.asarray(fetched("reference", reference), dtype=np.float64)
+        law = as_reals("reference", reference)
         if law.shape != self.log_probabilities.shape[1:]:
             raise ShapeError(
                 f"reference must have shape {self.log_probabilities.shape[1:]}, got {law.shape}"
+            )
+        good = law[~np.isnan(law).any(-1)]
+        if good.size and not (good.min() >= 0 and np.abs(good.sum(-1) - 1.0).max() < 1e-3):
+            raise ArgumentError(
+                "reference must be probabilities, rows at least 0 that sum to 1 or NaN as a whole; "
+                "are these logits? take the softmax first"
             )
         with np.errstate(divide="ignore"):
             return divergence(np.log(law)[None], self.log_probabilities)
@@ -173,13 +179,26 @@ def replace_at(site: str, positions: ArrayLike, value: Any) -> Callable[[slice],
             row = torch.arange(len(x), device=x.device)
             out = x.clone()
             old = x[row, ..., here, :]
-            new = value(old) if callable(value) else torch.as_tensor(value)
-            out[row, ..., here, :] = new.to(x).expand(old.shape)
+            out[row, ..., here, :] = _fitting(value(old) if callable(value) else value, old)
             return out
 
         return {site: change}
 
     return edits
+
+
+def _fitting(value: Any, old: Any) -> Any:
+    """A tensor, array or number in the shape and type of what it replaces."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        value = torch.from_numpy(as_reals("value", value).copy())
+    try:
+        return value.to(old).expand(old.shape)
+    except RuntimeError as error:
+        raise ShapeError(
+            f"value must have shape {tuple(old.shape)} or broadcast to it, got {tuple(value.shape)}"
+        ) from error
 
 
 def scale_attention(
@@ -239,6 +258,8 @@ def scale_attention(
             f"where must be bool of shape (P, P) or (n, P, P), got {chosen.dtype} {chosen.shape}"
         )
     factor = check_float("factor", factor, 0.0)
+    if head is not None:
+        head = check_int("head", head, 0)
     if what not in ("weights", "scores"):
         raise ArgumentError(f"what must be 'weights' or 'scores', got {what!r}")
 
@@ -254,7 +275,7 @@ def scale_attention(
                 )
             pick = torch.as_tensor(part, device=x.device).expand(x.shape)
             if head is not None:
-                if not 0 <= head < x.shape[1]:
+                if head >= x.shape[1]:
                     raise ArgumentError(f"head must be in 0 … {x.shape[1] - 1}, got {head}")
                 pick = pick & (torch.arange(x.shape[1], device=x.device) == head)[:, None, None]
             scaled = torch.where(pick, x * factor, x)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hfilter.analysis.agreement import checked_leaves
-from hfilter.analysis.asking import as_predict
+from hfilter.analysis.asking import as_predict, check_fits
 from hfilter.analysis.checks import as_hidden, as_probabilities
 from hfilter.analysis.inputs import Inputs, Source
 from hfilter.analysis.judge import blocks, divergence, normalised, score
@@ -219,8 +219,9 @@ def ladders(
     >>> result.closest.name, result.closest_window.name
     ('BP_1', 'W_3')
     """
-    check_int("n", n, 1)
+    n, start = check_int("n", n, 1), check_int("start", start, 0)
     question = Question.of(model, "mlm")
+    check_fits(predict, model, mask_rate)
     source = Source(model, question, inputs, seed, mask_rate)
     ask = as_predict(predict, "mlm")
     climb = _Climb(model, question, source.name)

@@ -163,7 +163,8 @@ def accuracy_matrix(
             "predictors must be a mapping from the filter level of training to a predictor, got "
             f"{predictors!r}"
         )
-    trained = question.filter_levels(model, sorted(predictors))
+    n = check_int("n", n, 1)
+    trained = question.filter_levels(model, list(predictors))
     tested = question.filter_levels(model, test_levels)
     cells: list[list[Comparison]] = []
     for i, k in enumerate(trained):
@@ -201,7 +202,7 @@ def accuracy_matrix(
         numbers["kl_test" + end] = table("kl" + end, "test")
         numbers["kl_train" + end] = table("kl" + end, "train")
     return AccuracyMatrix(
-        task=question.task, train_levels=trained, test_levels=tested, n=check_int("n", n, 1),
+        task=question.task, train_levels=trained, test_levels=tested, n=n,
         **numbers,
     )  # fmt: skip
 
@@ -273,16 +274,22 @@ def _pooled(name: str, runs: list[Any]) -> tuple[Any, Any]:
         if any(x != first for x in runs):
             raise ArgumentError(f"{name}: runs differ, {runs!r}; pool only runs of one kind")
         return first, first
-    if any(np.shape(x) != np.shape(first) for x in runs):
+    if any(x is None or isinstance(x, str | bool | Mapping) for x in runs):
+        raise ArgumentError(f"{name}: runs differ in kind, {runs!r}; pool only runs of one kind")
+    try:
         shapes = [np.shape(x) for x in runs]
+        values = [np.asarray(x, dtype=np.float64) for x in runs]
+    except (TypeError, ValueError) as reason:
+        raise ArgumentError(f"{name}: runs must hold numbers, got {first!r} ({reason})") from reason
+    if any(shape != shapes[0] for shape in shapes):
         raise ArgumentError(f"{name}: runs must have the same shape, got {shapes}")
-    values = np.asarray(runs, dtype=np.float64)
+    stack = np.stack(values)
     count = len(runs)
     with np.errstate(invalid="ignore"):
-        mean = values.mean(axis=0)
+        mean = stack.mean(axis=0)
         error = np.full_like(mean, math.nan)
         if count > 1:
-            error = values.std(axis=0, ddof=1) / math.sqrt(count)
+            error = stack.std(axis=0, ddof=1) / math.sqrt(count)
     if mean.ndim == 0:
         return float(mean), float(error)
     return mean, error

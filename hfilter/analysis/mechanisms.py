@@ -59,7 +59,7 @@ def sibling_block(model: TreeModel, positions: ArrayLike, height: int = 1) -> ND
     """
     height = check_int("height", height, 1, model.depth)
     where = as_integers("positions", positions)
-    where = as_positions("positions", where, len(where), model.n_leaves)
+    where = as_positions("positions", where, where.size, model.n_leaves)
     reads = ideal_attention(model.depth, height, arity=model.arity) > 0
     return np.asarray(reads[where])
 

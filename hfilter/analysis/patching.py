@@ -111,8 +111,15 @@ def patch_activations(
             f"donors must have the shape of tokens, {given.shape}, and a row, got {others.shape}"
         )
     counted = as_targets(encoder, len(given), targets)
+    if isinstance(sites, str):
+        raise ArgumentError(f"sites must be a list of names, got the text {sites!r}")
     names = tuple(_stream_sites(encoder) if sites is None else sites)
-    every = np.arange(encoder.config.n_positions) if positions is None else np.array([*positions])
+    every = np.arange(encoder.config.n_positions)
+    if positions is not None:
+        every = fetched("positions", positions)
+        if every.ndim != 1:
+            raise ShapeError(f"positions must be a list, got shape {every.shape}")
+        every = every if every.size else every.astype(np.int64)
     as_positions("positions", every, len(every), encoder.config.n_positions)
     base = log_laws(encoder, given, None, batch_size)
     moved, left, counts = np.zeros((3, len(names), len(every)))

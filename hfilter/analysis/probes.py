@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hfilter.analysis.asking import check_fits
 from hfilter.analysis.blocks import block_accuracy, block_beliefs
 from hfilter.analysis.checks import as_integers, fetched
 from hfilter.analysis.fitting import fit_linear, fit_two_layer
 from hfilter.analysis.questions import Question, at_leaves
 from hfilter.analysis.states import Layer, states_of
 from hfilter.analysis.tally import Tally
-from hfilter.checks import check_int, check_seed
+from hfilter.checks import check_float, check_int, check_seed
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.learn.masks import HELD_OUT_START, draw_masks
 
@@ -171,6 +172,7 @@ def ancestor_probe(
             f"level {level} does not exist at filter_level {model.filter_level}; levels that do are "
             f"{model.existing_levels}"
         )
+    check_fits(encoder, model, mask_rate)
     n = check_int("n_train", n_train, 2) + check_int("n_test", n_test, 1)
     sample = model.sample(n, seed=seed, start=start, levels=[level])
     leaves = np.asarray(sample.leaves)
@@ -262,8 +264,14 @@ def probe(
     if kind not in ("linear", "two-layer"):
         raise ArgumentError(f'kind must be "linear" or "two-layer", got {kind!r}')
     check_seed("seed", seed)
+    sizes = {"max_tokens": max_tokens, "hidden": hidden, "batch_size": batch_size}
+    for name, value in (sizes | {"epochs": epochs, "max_iter": max_iter}).items():
+        check_int(name, value, 1)
+    check_float("lr", lr, 0.0, open_low=True)
     x, y = _checked(states, labels)
     n, length = y.shape
+    if n < 3:
+        raise ShapeError(f"states must have at least 3 rows, got {n}")
     check_int("n_train", n_train, 2, n - 1)
     classes = int(y.max()) + 1 if n_classes is None else check_int("n_classes", n_classes, 1)
     if y.max() >= classes:
@@ -312,9 +320,10 @@ def _checked(states: Any, labels: Any) -> tuple[NDArray[Any], NDArray[np.int64]]
     x, y = fetched("states", states), as_integers("labels", labels)
     if x.dtype.kind != "f":
         raise DTypeError(f"states must be floating-point, got {x.dtype}")
-    if y.ndim != 2 or x.ndim != 3 or x.shape[:2] != y.shape:
+    if y.ndim != 2 or x.ndim != 3 or x.shape[:2] != y.shape or 0 in x.shape[1:]:
         raise ShapeError(
-            f"states (n, L, d) and labels (n, L) must match, got {x.shape} and {y.shape}"
+            "states (n, L, d) and labels (n, L) must match, L and d be at least 1, got "
+            f"{x.shape} and {y.shape}"
         )
     if not np.isfinite(x).all():
         raise ArgumentError("states must be finite numbers, got NaN or infinity among them")

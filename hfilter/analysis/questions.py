@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hfilter.analysis.checks import as_integers
 from hfilter.checks import check_int
-from hfilter.errors import ArgumentError, ShapeError
+from hfilter.errors import ArgumentError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,14 +76,18 @@ class Question:
         highest = depth if not self.level else self.level  # level 0 exists at every k
         if wanted is None:
             return tuple(range(highest + 1))
-        if not len(wanted) or any(not 0 <= k <= depth for k in wanted):
+        given: Any = wanted
+        if isinstance(given, str) or not hasattr(given, "__iter__"):
+            raise DTypeError(f"filter_levels must be a list of k, got {given!r}")
+        whole = all(isinstance(k, Integral) and not isinstance(k, bool) for k in given)
+        if not len(wanted) or not whole or any(not 0 <= k <= depth for k in wanted):
             raise ArgumentError(f"filter_levels must lie in 0 … {depth}, got {list(wanted)}")
         if max(wanted) > highest:
             raise ArgumentError(
                 f"filter_levels must be at most level = {highest}, got {list(wanted)}: above its "
                 "filter level a tree has no nodes but the root"
             )
-        return tuple(sorted(set(wanted)))
+        return tuple(sorted({int(k) for k in wanted}))
 
     def where(self, n: int, hidden: NDArray[np.bool_] | None) -> tuple[NDArray[np.int64], ...]:
         """Indices of what is scored among n sequences: (sequence,) or (sequence, position)."""

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfilter.analysis.asking import check_fits
 from hfilter.analysis.blocks import MessageKind, exact_messages
 from hfilter.analysis.checks import fetched
 from hfilter.analysis.fitting import fit_ridge
 from hfilter.analysis.questions import at_leaves
-from hfilter.analysis.states import Layer, count_layers, states_of
+from hfilter.analysis.states import Layer, count_layers, listed, states_of
 from hfilter.checks import check_float, check_int, check_seed
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.learn.masks import HELD_OUT_START, draw_masks
@@ -248,9 +249,12 @@ def message_profile(
         if not hasattr(encoder, "trace"):
             raise ArgumentError("layers are needed where encoder is a function")
         layers = range(count_layers(encoder) + 1)
-    rows = tuple(layers)
+    check_fits(encoder, model, mask_rate)
+    rows = tuple(listed("layers", layers))
     columns = tuple(
-        sorted(model.depth - d for d in model.existing_levels) if heights is None else heights
+        sorted(model.depth - d for d in model.existing_levels)
+        if heights is None
+        else listed("heights", heights)
     )
     leaves = np.asarray(model.sample(n, seed=seed, start=start).leaves)
     if mask_rate is not None:
@@ -290,6 +294,12 @@ def _checked(states: Any, targets: Any) -> tuple[NDArray[Any], NDArray[np.float6
             "states (n, L, d) and targets (n, L or nodes, q) must match, L a multiple of the nodes, "
             f"got {x.shape} and {y.shape}"
         )
+    if not (x.shape[2] and y.shape[2]):
+        raise ShapeError(
+            f"states and targets must have at least one column, got {x.shape} and {y.shape}"
+        )
     if not np.isfinite(x).all():
         raise ArgumentError("states must be finite numbers, got NaN or infinity among them")
+    if np.isinf(y).any():
+        raise ArgumentError("targets must be finite numbers or NaN, got infinity among them")
     return x.astype(np.float64), at_leaves(y.astype(np.float64), x.shape[1])

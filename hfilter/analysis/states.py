@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hfilter.analysis.asking import is_network
 from hfilter.analysis.checks import as_integers, fetched
+from hfilter.checks import check_int
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -70,7 +72,8 @@ def hidden_states(
             f"encoder must be a network with the method trace, got {type(encoder).__name__}"
         )
     rows = torch.from_numpy(as_integers("tokens", tokens).astype(np.int64))
-    asked = list(range(count_layers(encoder) + 1) if layers is None else layers)
+    check_int("batch_size", batch_size, 1)
+    asked = listed("layers", range(count_layers(encoder) + 1) if layers is None else layers)
     names = {layer: _site(encoder, layer) for layer in asked}
     some = "names" in inspect.signature(encoder.trace).parameters
     options: dict[str, Any] = {"names": sorted(set(names.values()))} if some else {}
@@ -88,12 +91,25 @@ def hidden_states(
                         raise ArgumentError(
                             f"layers: no activation is called {name!r}; there are {list(seen)}"
                         )
-                    found[layer].append(seen[name].cpu().numpy())
+                    values = seen[name].cpu()
+                    half = values.dtype == torch.bfloat16  # which NumPy does not know
+                    found[layer].append((values.float() if half else values).numpy())
     finally:
         encoder.train(training)
     states = {layer: np.concatenate(parts) for layer, parts in found.items()}
-    extra = {layer: x.shape[1] - rows.shape[1] for layer, x in states.items()}
-    return {layer: x[:, 1:] if extra[layer] == 1 else x for layer, x in states.items()}
+    wide = rows.shape[1] + 1  # with a class position; of heads there may be as many by chance
+    return {
+        layer: x[:, 1:] if x.ndim == 3 and x.shape[1] == wide else x for layer, x in states.items()
+    }
+
+
+def listed(name: str, values: Any) -> list[Any]:
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise DTypeError(f"{name} must be a list, got {values!r}")
+    found = list(values)
+    if not found:
+        raise ArgumentError(f"{name} must name at least one, got none")
+    return found
 
 
 def _shortened(encoder: Any, layers: list[Layer]) -> Any:
@@ -108,7 +124,7 @@ def states_of(
     encoder: Any, tokens: NDArray[Any], layers: Iterable[Layer]
 ) -> Iterator[NDArray[Any]]:
     """States (n, L, d) of an encoder's layers, or of a function of (tokens, layer)."""
-    asked = list(layers)
+    asked = listed("layers", layers)
     if is_network(encoder):
         found = hidden_states(encoder, tokens, asked)
         yield from (found[layer] for layer in asked)
@@ -135,6 +151,7 @@ def _site(encoder: Any, layer: Layer) -> str:
     if isinstance(layer, str):
         return layer
     last = count_layers(encoder)
-    if isinstance(layer, bool) or not 0 <= layer <= last:
+    given: Any = layer
+    if isinstance(given, bool) or not isinstance(given, Integral) or not 0 <= layer <= last:
         raise ArgumentError(f"layers must lie in 0 … {last}, got {layer!r}")
     return f"layers.{layer - 1}.hidden" if layer else "embed"

@@ -137,8 +137,13 @@ def freeze_(network: nn.Module, frozen: Sequence[str]) -> Frozen:
     >>> [name for name, p in encoder.named_parameters() if p.requires_grad]
     ['readout.weight', 'readout.bias']
     """
-    if isinstance(frozen, str):
+    given: Any = frozen
+    if isinstance(given, str):
         raise ArgumentError(f"frozen must be a sequence of names, got the string {frozen!r}")
+    if not isinstance(given, Sequence):
+        raise ArgumentError(f"frozen must be a sequence of names, got {frozen!r}")
+    if not all(isinstance(name, str) for name in given):
+        raise ArgumentError(f"frozen must hold names, got {frozen!r}")
     parameters = dict(network.named_parameters())
     names: list[str] = []
     parts: list[tuple[str, slice | None]] = []

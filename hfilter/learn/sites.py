@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
@@ -48,7 +47,7 @@ class Look:
 def _changed(name: str, x: Tensor, edit: Edit) -> Tensor:
     value = edit(x) if callable(edit) else edit
     if isinstance(value, (int, float)):
-        value = torch.full((), value)
+        value = x.new_tensor(float(value))  # in the activation's own precision
     if not isinstance(value, Tensor):
         raise DTypeError(
             f"edits[{name!r}] must be a tensor, a number or a function that returns a tensor, "

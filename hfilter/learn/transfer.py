@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -14,6 +15,7 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
+from hfilter.checks import check_int
 from hfilter.errors import ArgumentError, DTypeError
 from hfilter.learn.architecture import EncoderConfig, Readout, Sizes
 from hfilter.learn.checkpoint import load_encoder
@@ -141,7 +143,7 @@ def transfer(
     if not keep and "link" not in options:
         config = dataclasses.replace(config, link="logit")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(check_int("seed", seed, -(2**63), 2**64 - 1))  # as torch itself takes
         new = Encoder(config)
     new.to(encoder.embedding.weight.dtype)
     drawn = _take_over(new, encoder, keep)
@@ -200,9 +202,10 @@ def _frozen(encoder: Encoder, drawn: tuple[str, ...], freeze: bool | int) -> tup
     n_layers = encoder.config.n_layers
     if freeze is False:
         return ()
-    depth = n_layers if freeze is True else freeze
-    if not 0 <= depth <= n_layers:
+    whole = isinstance(freeze, Integral)
+    if not (whole and 0 <= int(freeze) <= n_layers) and freeze is not True:
         raise ArgumentError(f"freeze must be True, False or 0 … {n_layers} layers, got {freeze!r}")
+    depth = n_layers if freeze is True else int(freeze)
     q = encoder.config.vocab_size
     names = [f"embedding.weight[:{q}]" if f"embedding.weight[{q}:]" in drawn else "embedding"]
     present = [name for name, _ in encoder.named_parameters() if name not in drawn]
