@@ -303,7 +303,7 @@ def test_evaluate_of_foreign_folders(capsys: pytest.CaptureFixture[str]) -> None
     shutil.copy("root/encoder.safetensors", "run/encoder.safetensors")
     assert hf("evaluate run --rows 9") == 2
     assert "copied from another run" in capsys.readouterr().err
-    for train_settings, words in ((5, "not the configuration"), ({"seed": "a"}, "seed must")):
+    for train_settings, words in ((5, "not the configuration"), ({"seed": "a"}, "train.seed must")):
         Path("root/config.json").write_text(
             json.dumps(about | {"train": train_settings, "encoder": {"readout": "root"}})
         )

@@ -48,6 +48,8 @@ _MODEL_OPTIONS = (
     "grammar", "vocab_size", "sigma", "grammar_seed", "rules_per_symbol", "arity", "n_classes",
     "concentration", "eigenvalue", "depth",
 )  # fmt: skip
+# Settings of a training that say which sequences it saw.
+_WHOLE = ("seed", "data_seed", "data_start", "train_size", "steps", "batch_size", "ancestor_level")
 
 
 def add(subparsers: Any) -> argparse.ArgumentParser:
@@ -104,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     seed = arguments.seed
     if seed is None:
         seed = _data_seed(training)
+    shown = _shown(training, arguments.path) if arguments.in_sample else 0
     began = time.perf_counter()
     found: dict[str, Comparison] = {}
     kinds = _kinds(arguments, model, level)
@@ -117,9 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
             if len(found) == 1:
                 print(_head(task, level, arguments.rows, model))
             print(_line(name, found[name], source), flush=True)
-    if arguments.in_sample:
+    if shown:
         found["in sample"] = evaluate(
-            encoder, model, min(arguments.rows, _shown(training, arguments.path)), task=task,
+            encoder, model, min(arguments.rows, shown), task=task,
             level=level, seed=_data_seed(training), start=training.get("data_start", 0),
             mask_rate=rate,
         )  # fmt: skip
@@ -175,6 +178,12 @@ def _model(arguments: argparse.Namespace, encoder: Any) -> tuple[TreeModel, dict
         training, shape = about.get("train", {}), about.get("encoder", {})
         if not (isinstance(training, dict) and isinstance(shape, dict)):
             raise DataError(f"{folder / 'config.json'}: not the configuration of a run")
+        for name in _WHOLE:
+            value = training.get(name)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise DataError(
+                    f"{folder / 'config.json'}: train.{name} must be a whole number, got {value!r}"
+                )
         if shape.get("readout", encoder.config.readout) != encoder.config.readout:
             raise DataError(
                 f"{path}: the encoder's task is {encoder.config.readout!r}, and config.json speaks "
@@ -205,7 +214,7 @@ def _model(arguments: argparse.Namespace, encoder: Any) -> tuple[TreeModel, dict
 def _data_seed(training: dict[str, Any]) -> int:
     """Seed of the stream of the training rows."""
     own = training.get("data_seed")
-    return int(training.get("seed", 0) if own is None else own)
+    return int(training.get("seed") or 0) if own is None else int(own)
 
 
 def _shown(training: dict[str, Any], path: Path) -> int:
@@ -214,7 +223,12 @@ def _shown(training: dict[str, Any], path: Path) -> int:
         raise ArgumentError(
             f"--in-sample: what {path} was trained on is told in its run folder only"
         )
-    return int(training.get("train_size") or training["steps"] * training["batch_size"])
+    shown = training.get("train_size") or (
+        (training.get("steps") or 0) * (training.get("batch_size") or 0)
+    )
+    if not shown:
+        raise DataError(f"--in-sample: the run of {path} does not tell its steps and batch size")
+    return int(shown)
 
 
 def _kinds(arguments: argparse.Namespace, model: TreeModel, level: int | None) -> dict[str, Any]:
