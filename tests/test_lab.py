@@ -230,13 +230,19 @@ def test_scatter_of_an_exact_network(tmp_path: Path) -> None:
     np.testing.assert_allclose(network, exact, atol=2e-6)
 
 
-def test_ctrl_c_ends_what_other_processes_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_what_other_processes_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began, before = time.monotonic(), active_children()
+    law = Law(depth=2)
+    long = [recipe(SMOKE, law, seed=seed, steps=10**8) for seed in range(3)]
+    log = tmp_path / long[0].name / "log.jsonl"
 
     def interrupted() -> None:
         with runs._pool(1) as pool:
-            futures = [pool.submit(time.sleep, 600) for _ in range(3)]
-            while not futures[0].running():
+            futures = [pool.submit(runs._train_in_worker, tmp_path, run) for run in long]
+            while not (log.exists() and log.read_text()):
+                assert not futures[0].done(), futures[0].exception()
                 time.sleep(0.05)
             raise KeyboardInterrupt
 
@@ -244,7 +250,9 @@ def test_ctrl_c_ends_what_other_processes_train(monkeypatch: pytest.MonkeyPatch)
         interrupted()
     assert time.monotonic() - began < 120
     assert [child for child in active_children() if child not in before] == []
-    # And while one trains: it unwinds, and the worker takes up no other run.
+    assert not list(tmp_path.rglob("*.part"))
+    assert not any((tmp_path / run.name).exists() for run in long[1:])
+    # A worker that was told to stop takes up no other run.
     trained = []
 
     def stopped(*args: object) -> None:

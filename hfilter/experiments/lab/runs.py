@@ -321,12 +321,11 @@ def _begin_worker() -> None:
 
 
 def _stop_worker(signum: int, frame: FrameType | None) -> None:
-    if not _Worker.busy:
-        os._exit(0)
     if _Worker.stopped:
         return  # told twice: nothing may disturb the tidying up
     _Worker.stopped = True
-    raise KeyboardInterrupt  # half-written files are removed on the way out
+    if _Worker.busy:  # otherwise the pool itself ends this process
+        raise KeyboardInterrupt  # half-written files are removed on the way out
 
 
 def _train_in_worker(folder: Path, run: Run) -> None:
