@@ -16,10 +16,9 @@ from hfilter.experiments.lab.study import Options, Study, Table, Tables, mean_an
 
 _HEADER = (
     "task", "filter_level", "sequences", "seed", "best_step",
-    "accuracy", "exact_accuracy", "kl", "final_kl", "floor",
+    "accuracy", "exact_accuracy", "chance", "kl", "final_kl", "floor",
 )  # fmt: skip
-#: A network has learnt the task when it is this near: relative to the KL of knowing the marginals.
-THRESHOLD = 0.1
+SHARE = 0.9  # of the way from chance to the exact accuracy: a task is learnt
 
 
 def _sizes(options: Options) -> list[int]:
@@ -54,13 +53,14 @@ def _runs(options: Options) -> list[Run]:
 def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[str, Table]:
     rows: list[tuple[Any, ...]] = []
     for one in trained:
-        k = one.run.law.filter_level
+        k, encoder = one.run.law.filter_level, one.run.encoder
+        chance = 1 / encoder.n_outputs
         # The best moment of the run: what early stopping on held-out data would have kept.
         best = min(one.history, key=lambda record: record["kl"][k])
         rows.append(
             (
                 one.run.encoder.readout, k, one.run.training.train_size, one.run.training.seed,
-                best["step"], best["accuracy"], best["exact_accuracy"], best["kl"][k],
+                best["step"], best["accuracy"], best["exact_accuracy"], chance, best["kl"][k],
                 one.history[-1]["kl"][k], best["floor"],
             )
         )  # fmt: skip
@@ -108,26 +108,37 @@ def _draw(tables: Tables) -> Figure:
 
 
 def complexity(table: Table, task: str, k: int) -> float:
-    """P*: where the curve of KL crosses the threshold, on a line in logarithms; NaN if nowhere."""
-    sizes, kl, _ = _curve(table, task, k, "kl")
-    start = float(kl.max())
-    target = THRESHOLD * start
-    for i in range(1, len(sizes)):
-        if kl[i] <= target < kl[i - 1]:
-            share = np.log(kl[i - 1] / target) / np.log(kl[i - 1] / max(kl[i], 1e-12))
-            return float(2 ** (np.log2(sizes[i - 1]) + share * np.log2(sizes[i] / sizes[i - 1])))
-    return float("nan")
+    """P*: where the accuracy has come `SHARE` of the way from chance to the exact one.
+
+    On a line between measured sizes, on a logarithmic axis; the smallest size if it is there already,
+    NaN if it is reached nowhere.
+    """
+    sizes, accuracy, _ = _curve(table, task, k, "accuracy")
+    where = {"task": task, "filter_level": k}
+    chance = float(np.mean(table.column("chance", **where)))
+    target = chance + SHARE * (float(np.mean(table.column("exact_accuracy", **where))) - chance)
+    above = np.flatnonzero(accuracy >= target)
+    if not len(above):
+        return float("nan")
+    i = int(above[0])
+    if i == 0:
+        return float(sizes[0])
+    share = (target - accuracy[i - 1]) / (accuracy[i] - accuracy[i - 1])
+    return float(sizes[i - 1] * (sizes[i] / sizes[i - 1]) ** share)
 
 
 def _conclude(tables: Tables) -> list[str]:
-    table = tables["main"]
-    return [
-        f"{task}: sequences at which KL falls to {THRESHOLD:.0%} of its value at the smallest set: "
-        + ", ".join(
-            f"k = {k}: {complexity(table, task, k):,.0f}" for k in table.values("filter_level")
+    table, lines = tables["main"], []
+    for task in table.values("task"):
+        said = []
+        for k in table.values("filter_level"):
+            size = complexity(table, task, k)
+            said.append(f"k = {k}: " + (f"{size:,.0f}" if np.isfinite(size) else "not reached"))
+        lines.append(
+            f"{task}: sequences for {SHARE:.0%} of the way from chance to the exact accuracy: "
+            + ", ".join(said)
         )
-        for task in table.values("task")
-    ]
+    return lines
 
 
 STUDY = Study(
