@@ -224,6 +224,14 @@ def test_evaluate_in_sample(runs: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert found["n_sequences"] == shown
     assert found["kl"]["1"] == expected.kl[1]
     assert "in sample" in capsys.readouterr().out
+    # An encoder kept along the way has seen what was shown by then.
+    kept = sorted((runs / "mlm" / "checkpoints").glob("step-*.safetensors"))[-1]
+    assert (
+        hf(f"evaluate {kept} --rows 100000 --filter-level 1 --in-sample --quiet --out k.json") == 0
+    )
+    steps = int(kept.stem.removeprefix("step-"))
+    found = json.loads(Path("k.json").read_text())["comparisons"]["in sample"]
+    assert found["n_sequences"] == steps * settings["batch_size"] < shown
     lone = Path("lone.safetensors")
     lone.write_bytes((runs / "mlm" / "encoder.safetensors").read_bytes())
     assert hf(f"evaluate {lone} --depth 2 --rows 20 --in-sample") == 2

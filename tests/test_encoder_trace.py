@@ -12,12 +12,15 @@ torch = pytest.importorskip("torch")
 import by_hand  # noqa: E402
 from test_encoder_options import OPTIONS, build, config, tokens_for  # noqa: E402
 
+import hfilter  # noqa: E402
 import hfilter.learn.architecture as architecture  # noqa: E402
 import hfilter.learn.initial as initial  # noqa: E402
 import hfilter.learn.layers as layers  # noqa: E402
 from hfilter.errors import ArgumentError, DTypeError, ShapeError  # noqa: E402
 from hfilter.learn.encoder import Encoder, EncoderConfig  # noqa: E402
 from hfilter.learn.initial import PARTS, init_gamma_  # noqa: E402
+from hfilter.learn.stepping import key  # noqa: E402
+from hfilter.learn.train import TrainConfig, load_encoder, train  # noqa: E402
 
 
 @pytest.mark.parametrize("changes", OPTIONS[:10], ids=str)
@@ -259,3 +262,18 @@ def test_wrong_scales(options, message):
 def test_docstring_examples_run():
     for module in (architecture, layers, initial):
         assert doctest.testmod(module).failed == 0
+
+
+def test_training_begins_with_weights_of_the_chosen_scale(tmp_path):
+    model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=2)
+    shape = EncoderConfig(4, 4, d_model=8, n_layers=2, d_feedforward=12, dropout=0.2)
+    settings = TrainConfig(steps=1, init_gamma=0.7, checkpoint_at=(0,), n_eval=8)
+    train(model, shape, settings, tmp_path, progress=False)
+    first = load_encoder(tmp_path / "checkpoints" / "step-0000000.safetensors")
+    torch.manual_seed(key(settings.seed, 0))
+    expected = init_gamma_(Encoder(shape), 0.7)
+    for a, b in zip(first.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+    # Drawn anew: the spread of the widest matrices is d_in^-0.7, and not what it was.
+    spread = torch.cat([layer.up.weight.flatten() for layer in first.layers]).std().item()
+    assert abs(spread * 8**0.7 - 1) < 0.3

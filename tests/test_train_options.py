@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hfilter
-from hfilter.errors import ArgumentError, DataError
+from hfilter.errors import ArgumentError, DataError, DTypeError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
@@ -21,8 +21,6 @@ import hfilter.learn.config as config_module  # noqa: E402
 import hfilter.learn.train as train_module  # noqa: E402
 from hfilter.learn.checkpoint import read_tensors, write_tensors  # noqa: E402
 from hfilter.learn.encoder import Encoder, EncoderConfig  # noqa: E402
-from hfilter.learn.initial import init_gamma_  # noqa: E402
-from hfilter.learn.stepping import key  # noqa: E402
 from hfilter.learn.tasks import HeldOut, predict  # noqa: E402
 from hfilter.learn.train import TrainConfig, load_encoder, load_model, read_log, train  # noqa: E402
 
@@ -86,19 +84,6 @@ def test_every_kind_of_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> Non
     for a, b in zip(resumed.encoder.parameters(), whole.encoder.parameters(), strict=True):
         assert torch.equal(a, b)
     assert whole.history[-1]["cross_entropy"] != whole.history[0]["cross_entropy"]
-
-
-def test_initial_weights_of_a_chosen_scale(tmp_path: Path) -> None:
-    settings = config(init_gamma=0.7, checkpoint_at=(0,), steps=1, eval_at=())
-    run(settings, tmp_path / "chosen")
-    first = load_encoder(tmp_path / "chosen" / "checkpoints" / "step-0000000.safetensors")
-    torch.manual_seed(key(settings.seed, 0))
-    expected = init_gamma_(Encoder(TINY), 0.7)
-    for a, b in zip(first.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(a, b)
-    # Drawn anew: the spread of the widest matrix is d_in^-0.7, and not what it was.
-    width = torch.cat([layer.up.weight.flatten() for layer in first.layers]).std().item()
-    assert abs(width * 8**0.7 - 1) < 0.3
 
 
 # --- tasks and targets -----------------------------------------------------------------------
@@ -330,6 +315,20 @@ def test_integers_of_numpy_are_integers() -> None:
     given = config(steps=np.int64(9), seed=np.uint8(3), eval_at=np.array([0, 9]))
     assert given == config(steps=9, seed=3, eval_at=(0, 9))
     assert json.loads(json.dumps(given.as_dict()))["steps"] == 9
+
+
+def test_arguments_in_another_order_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DTypeError, match=r"an? EncoderConfig, got Encoder; weights to begin with"):
+        train(MODEL, Encoder(TINY), config(), tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(DTypeError, match=r"callback must be .* preset\(...\) gives three things"):
+        train(MODEL, TINY, config(), "what it is", tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(
+        DTypeError, match=r"torch tensor of integers, got ndarray; torch\.from_numpy"
+    ):
+        predict(Encoder(TINY), MODEL.sample(3).leaves)
+    with pytest.raises(DTypeError, match="torch tensor of integers, got ndarray"):
+        Encoder(TINY)(MODEL.sample(3).leaves)
 
 
 @pytest.mark.parametrize(

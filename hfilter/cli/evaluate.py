@@ -219,15 +219,22 @@ def _data_seed(training: dict[str, Any]) -> int:
 
 def _shown(training: dict[str, Any], path: Path) -> int:
     """How many sequences a training has shown."""
+    from hfilter.learn.records import read_log
+
     if not training:
         raise ArgumentError(
             f"--in-sample: what {path} was trained on is told in its run folder only"
         )
-    shown = training.get("train_size") or (
-        (training.get("steps") or 0) * (training.get("batch_size") or 0)
-    )
-    if not shown:
+    batch, size = training.get("batch_size"), training.get("train_size")
+    if not isinstance(batch, int) or not training.get("steps"):
         raise DataError(f"--in-sample: the run of {path} does not tell its steps and batch size")
+    if path.stem.startswith("step-"):  # kept along the way: what had been shown by then
+        steps = int(path.stem.removeprefix("step-"))
+    else:  # an early stop may have ended it before its last step
+        steps = read_log(path if path.is_dir() else path.parent)[-1]["step"]
+    shown = min(steps * batch, size) if size else steps * batch
+    if not shown:
+        raise ArgumentError(f"--in-sample: {path} is of step 0, which has seen nothing yet")
     return int(shown)
 
 

@@ -81,7 +81,13 @@ def load_encoder(path: str | os.PathLike[str]) -> Encoder:
     """
     file = Path(path)
     if file.is_dir():
+        unfinished = (file / "config.json").exists()
         file = file / "encoder.safetensors"
+        if unfinished and not file.exists():
+            raise DataError(
+                f"{file.parent}: this run is not finished, encoder.safetensors comes at its end; "
+                "make the same call again to go on, or name one of its checkpoints/step-*.safetensors"
+            )
     tensors, about = read_tensors(file)
     if "encoder" not in about:
         raise DataError(f"{file}: holds no encoder configuration; give an encoder.safetensors")

@@ -230,6 +230,11 @@ class Encoder(nn.Module):
 
     def _check(self, tokens: Tensor) -> None:
         length = self.config.n_leaves
+        if not isinstance(tokens, Tensor):
+            raise DTypeError(
+                f"tokens must be a torch tensor of integers, got {type(tokens).__name__}; "
+                "torch.from_numpy(array) makes one of an array"
+            )
         if tokens.ndim != 2 or tokens.shape[1] != length:
             raise ShapeError(f"tokens must have shape (n, {length}), got {tuple(tokens.shape)}")
         if tokens.dtype not in _INTEGER_DTYPES:

@@ -235,6 +235,11 @@ def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tenso
         (n, L, q) or (n, n_classes).
     """
     check_int("batch_size", batch_size, 1)
+    if not isinstance(tokens, Tensor):
+        raise DTypeError(
+            f"tokens must be a torch tensor of integers, got {type(tokens).__name__}; "
+            "torch.from_numpy(array) makes one of an array"
+        )
     training = network.training
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()

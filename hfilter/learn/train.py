@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ except ImportError as error:
 
     raise missing_package(error) from error
 
-from hfilter.errors import ArgumentError, BackendUnavailable, DataError, DTypeError
+from hfilter.errors import ArgumentError, DataError
 from hfilter.exact import TreeModel
 from hfilter.learn.boards import board
 from hfilter.learn.checkpoint import (
@@ -31,10 +30,10 @@ from hfilter.learn.checkpoint import (
 from hfilter.learn.config import TrainConfig, log_spaced
 from hfilter.learn.data import FreshBatches
 from hfilter.learn.encoder import Encoder, EncoderConfig
+from hfilter.learn.entry import check_fit, open_device, open_start
 from hfilter.learn.freezing import freeze_, weights_digest
 from hfilter.learn.initial import init_gamma_
 from hfilter.learn.interruption import BetweenSteps
-from hfilter.learn.laws import check_task
 from hfilter.learn.optimisers import Optimiser
 from hfilter.learn.parallel import Team, assemble, held, led
 from hfilter.learn.records import (
@@ -158,9 +157,9 @@ def train(
     >>> [record["step"] for record in result.history]
     [0, 3]
     """
-    _check_fit(model, encoder_config, config)
-    device = _device(config.device)
-    first = _start(start, encoder_config)
+    check_fit(model, encoder_config, config, callback)
+    device = open_device(config.device)
+    first = open_start(start, encoder_config)
     run = Path(folder)
     team, device = assemble(device)
     batches = _batches(model, encoder_config, config, team, device)
@@ -314,23 +313,6 @@ def _batches(
     )
 
 
-def _start(start: Any, wanted: EncoderConfig) -> Encoder | None:
-    """The encoder to begin with, if it is of the shape that is wanted."""
-    if start is None:
-        return None
-    if not isinstance(start, (Encoder, str, PathLike)):
-        raise DTypeError(f"start must be an Encoder or a path, got {type(start).__name__}")
-    encoder = start if isinstance(start, Encoder) else load_encoder(start)
-    ours, theirs = vars(wanted), vars(encoder.config)
-    odd = [f"{k}: {theirs[k]!r} there, {v!r} wanted" for k, v in ours.items() if theirs[k] != v]
-    if odd:
-        raise ArgumentError(
-            f"start must be an encoder of the same configuration ({'; '.join(odd)}); make it fit "
-            "with hfilter.learn.transfer.transfer"
-        )
-    return encoder
-
-
 @contextmanager
 def _torch_state(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Train the same whatever the caller's torch is set to, and leave that as it was."""
@@ -352,43 +334,3 @@ def _bar(steps: int, done: int, progress: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=steps, initial=done, disable=not progress, unit="step", desc="train")
-
-
-def _check_fit(model: TreeModel, encoder: EncoderConfig, config: TrainConfig) -> None:
-    given: tuple[tuple[str, Any, type], ...] = (
-        ("model", model, TreeModel),
-        ("encoder_config", encoder, EncoderConfig),
-        ("config", config, TrainConfig),
-    )
-    for name, value, kind in given:
-        if not isinstance(value, kind):
-            raise DTypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-    check_task(model, encoder.readout, config.ancestor_level)
-    wanted = {"vocab_size": model.vocab_size, "n_leaves": model.n_leaves}
-    got = {"vocab_size": encoder.vocab_size, "n_leaves": encoder.n_leaves}
-    if encoder.readout in ("root", "ancestor"):
-        level = config.ancestor_level or 0
-        wanted["n_classes"], got["n_classes"] = model.alphabets[level], encoder.n_outputs
-    if wanted != got:
-        raise ArgumentError(f"encoder_config must fit the model: wanted {wanted}, got {got}")
-    hides = config.mask_rate is not None or config.train_mask_rate is not None
-    if encoder.readout == "root" and hides and not encoder.masked_root:
-        raise ArgumentError(
-            "mask_rate hides leaves, and this root read-out has no token for a hidden one; say "
-            "masked_root=True in encoder_config, or leave mask_rate out"
-        )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ArgumentError(f"device must be a torch device such as 'cpu', got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ArgumentError(f"device must be 'cpu' or 'cuda' (or 'cuda:1' …), got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable(f"device {name!r}: torch finds no GPU here; use device='cpu'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise BackendUnavailable(f"device {name!r}: the last GPU here is 'cuda:{last}'")
-    return device
