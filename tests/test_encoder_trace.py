@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_forward_uses_the_fused_attention_and_looks_at_nothing(monkeypatch):
         ({"edits": {"final": torch.zeros(3)}}, ShapeError, r"must have shape \(4, 8, 16\).*\(3,\)"),
         ({"edits": {"final": torch.zeros(2, 4, 8, 16)}}, ShapeError, "final"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_wrong_looks(options, error, message):
     encoder = build(config())

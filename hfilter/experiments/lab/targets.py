@@ -42,7 +42,7 @@ def _recipes(options: Options, law: Any, seed: int) -> list[tuple[str, Run]]:
     steps, batch = base.training.steps, base.training.batch_size
     at = (0, *log_spaced(steps, 16)) if steps > 1 else (0, 1)
     # The published batch is small and its encoder wide: about the time of the preset, in steps.
-    slow = options.pick(6, round(steps * batch / 32 / 20), 0)
+    slow = options.pick(6, round(steps * batch / 32 / 10), 0)
     adam: dict[str, Any] = {"optimiser": "adamw", "muon_lr": None}
     published: dict[str, Any] = {
         "steps": slow, "batch_size": 32, "lr": 1e-4, "schedule": "constant", "warmup": 0,
