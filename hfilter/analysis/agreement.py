@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfilter.analysis.asking import as_predict
-from hfilter.analysis.checks import as_hidden, as_integers, as_probabilities
+from hfilter.analysis.blockwise import ask_for, feed
 from hfilter.analysis.inputs import Inputs, Source
-from hfilter.analysis.judge import blocks, divergence, normalised, score
+from hfilter.analysis.judge import divergence, normalised, score
 from hfilter.analysis.questions import Question
 from hfilter.checks import check_int
-from hfilter.errors import ArgumentError, ShapeError
+from hfilter.errors import ArgumentError
 from hfilter.learn.masks import HELD_OUT_START
 
 if TYPE_CHECKING:
@@ -112,13 +111,11 @@ def agreement_table(
     if task is None:
         task = "mlm" if roots is None else "root"
     question = Question.of(model, task, level)
-    tokens, truth = checked_leaves(model, question, leaves, roots, ancestors, has_truth)
-    hidden = as_hidden(model, len(tokens), mask, positions)
-    given = as_probabilities(probabilities, (len(tokens), *question.row_shape))
     collector = _Collector(model, question, filter_level, max_tokens, seed)
-    for rows in blocks(model, len(tokens)):
-        part = None if hidden is None else hidden[rows]
-        collector.add(given[rows], tokens[rows], part, None if truth is None else truth[rows])
+    feed(
+        collector, model, question, probabilities, leaves, mask, positions, roots, ancestors,
+        has_truth,
+    )  # fmt: skip
     return collector.result()
 
 
@@ -147,36 +144,11 @@ def draw_agreement(
     >>> len(table.kl), bool((table.kl > 0).mean() > 0.9)
     (1000, True)
     """
-    check_int("n", n, 1)
     question = Question.of(model, task, level)
     source = Source(model, question, inputs, seed, mask_rate)
-    ask = as_predict(predict, task)
     collector = _Collector(model, question, filter_level, max_tokens, seed)
-    for rows in blocks(model, n):
-        drawn = source.draw(rows.stop - rows.start, start + rows.start)
-        given = as_probabilities(ask(drawn.tokens), (len(drawn.leaves), *question.row_shape))
-        collector.add(given, drawn.leaves, drawn.hidden, drawn.truth)
+    ask_for(collector, predict, model, question, source, n, start)
     return collector.result()
-
-
-def checked_leaves(
-    model: TreeModel,
-    question: Question,
-    leaves: Any,
-    roots: Any,
-    ancestors: Any,
-    has_truth: bool,
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Leaves as an array, and what is right about them (None: nothing is)."""
-    tokens = as_integers("leaves", leaves)
-    if tokens.ndim != 2 or tokens.shape[1] != model.n_leaves:
-        raise ShapeError(f"leaves must have shape (n, {model.n_leaves}), got {tokens.shape}")
-    if not has_truth:
-        if roots is not None or ancestors is not None:
-            raise ArgumentError("roots and ancestors have no use with has_truth=False")
-        return tokens, None
-    n_nodes = 1 if question.level is None else model.n_nodes(question.level)
-    return tokens, question.truth(tokens, roots, ancestors, n_nodes)
 
 
 class _Collector:

@@ -9,19 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hfilter.analysis.accuracies import ExactAccuracies, exact_accuracies
-from hfilter.analysis.agreement import (
-    AgreementTable,
-    agreement_table,
-    checked_leaves,
-    draw_agreement,
-)
-from hfilter.analysis.asking import as_predict, check_fits
-from hfilter.analysis.checks import as_hidden, as_probabilities
+from hfilter.analysis.agreement import AgreementTable, agreement_table, draw_agreement
+from hfilter.analysis.blockwise import ask_for, feed
 from hfilter.analysis.comparison import Comparison
 from hfilter.analysis.inputs import Inputs, Source
-from hfilter.analysis.judge import Judge, blocks
+from hfilter.analysis.judge import Judge
 from hfilter.analysis.questions import Question, Task
-from hfilter.checks import check_int
 from hfilter.learn.masks import HELD_OUT_START
 
 if TYPE_CHECKING:
@@ -129,13 +122,9 @@ def compare(
     question = Question.of(model, task, level)
     inputs = "own" if has_truth else "without truth"
     judge = Judge(model, question, filter_levels, n_bins=n_bins, inputs=inputs)
-    tokens, truth = checked_leaves(model, question, leaves, roots, ancestors, has_truth)
-    n = len(tokens)
-    hidden = as_hidden(model, n, mask, positions)
-    given = as_probabilities(probabilities, (n, *question.row_shape))
-    for rows in blocks(model, n):
-        part = None if hidden is None else hidden[rows]
-        judge.add(given[rows], tokens[rows], part, None if truth is None else truth[rows])
+    feed(
+        judge, model, question, probabilities, leaves, mask, positions, roots, ancestors, has_truth
+    )
     return judge.result()
 
 
@@ -199,14 +188,8 @@ def evaluate(
     >>> random.accuracy, random.kl[0] > random.kl[2] > 0
     (nan, True)
     """
-    n, start = check_int("n", n, 1), check_int("start", start, 0)
     question = Question.of(model, task, level)
-    check_fits(predict, model, mask_rate)
     source = Source(model, question, inputs, seed, mask_rate)
     judge = Judge(model, question, filter_levels, n_bins=n_bins, inputs=source.name)
-    ask = as_predict(predict, task)
-    for rows in blocks(model, n):
-        drawn = source.draw(rows.stop - rows.start, start + rows.start)
-        given = as_probabilities(ask(drawn.tokens), (len(drawn.leaves), *question.row_shape))
-        judge.add(given, drawn.leaves, drawn.hidden, drawn.truth)
+    ask_for(judge, predict, model, question, source, n, start)
     return judge.result()

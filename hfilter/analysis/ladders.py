@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hfilter.analysis.agreement import checked_leaves
-from hfilter.analysis.asking import as_predict, check_fits
-from hfilter.analysis.checks import as_hidden, as_probabilities
+from hfilter.analysis.blockwise import ask_for, feed
 from hfilter.analysis.inputs import Inputs, Source
-from hfilter.analysis.judge import blocks, divergence, normalised, score
+from hfilter.analysis.judge import divergence, normalised, score
 from hfilter.analysis.questions import Question
 from hfilter.analysis.tally import Tally
-from hfilter.checks import check_int
 from hfilter.errors import ArgumentError
 from hfilter.learn.masks import HELD_OUT_START
 
@@ -173,12 +170,8 @@ def compare_ladders(
     Rung(name='W_2', kl=0.0)
     """
     question = Question.of(model, "mlm")
-    tokens, _ = checked_leaves(model, question, leaves, None, None, True)
-    hidden = as_hidden(model, len(tokens), mask, positions)
-    given = as_probabilities(probabilities, (len(tokens), *question.row_shape))
     climb = _Climb(model, question, "own")
-    for rows in blocks(model, len(tokens)):
-        climb.add(given[rows], tokens[rows], None if hidden is None else hidden[rows])
+    feed(climb, model, question, probabilities, leaves, mask, positions)
     return climb.result()
 
 
@@ -219,16 +212,10 @@ def ladders(
     >>> result.closest.name, result.closest_window.name
     ('BP_1', 'W_3')
     """
-    n, start = check_int("n", n, 1), check_int("start", start, 0)
     question = Question.of(model, "mlm")
-    check_fits(predict, model, mask_rate)
     source = Source(model, question, inputs, seed, mask_rate)
-    ask = as_predict(predict, "mlm")
     climb = _Climb(model, question, source.name)
-    for rows in blocks(model, n):
-        drawn = source.draw(rows.stop - rows.start, start + rows.start)
-        given = as_probabilities(ask(drawn.tokens), (len(drawn.leaves), *question.row_shape))
-        climb.add(given, drawn.leaves, drawn.hidden)
+    ask_for(climb, predict, model, question, source, n, start)
     return climb.result()
 
 
@@ -245,8 +232,13 @@ class _Climb:
         self.undefined_model = self.n_sequences = self.n_tokens = 0
 
     def add(
-        self, given: NDArray[np.float64], leaves: NDArray[Any], hidden: NDArray[np.bool_] | None
+        self,
+        given: NDArray[np.float64],
+        leaves: NDArray[Any],
+        hidden: NDArray[np.bool_] | None,
+        truth: object = None,
     ) -> None:
+        """One block; what is right plays no part in it."""
         n, count = len(given), len(self.bp)
         block = score(self.question, given, hidden, None)
         sequence, means = block.where[0], np.empty((2, n, count))
