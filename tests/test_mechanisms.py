@@ -282,7 +282,7 @@ def test_on_the_constructed_transformer(k):
         (lambda m, x: competition(build(config(readout="root")), m, x, [0] * 4),
          ArgumentError, "encoder must have readout='mlm', got 'root'"),
         (lambda m, x: competition(build(config(n_leaves=16)), m, x, [0] * 4),
-         ArgumentError, r"\(q, L\) = \(4, 8\) as the model, got \(4, 16\)"),
+         ArgumentError, "reads 16 leaves of 4 symbols, the model has 8 of 4"),
         (lambda m, x: competition(build(config()), m, x, [0] * 3), ShapeError, "one leaf per row"),
         (lambda m, x: competition(m, m, x, [0] * 4), DTypeError, "encoder must be a hfilter.learn"),
         (lambda m, x: attention_doses(build(config()), m, x, [0] * 4, [2.0]), ArgumentError, "factors"),
