@@ -19,7 +19,8 @@ from contest import Result
 MARK = "<!-- written by make bench -->"
 SCALES = "### How cost grows"
 QUESTIONS = "### The other questions"
-HEADINGS = {"scales": SCALES, "questions": QUESTIONS}
+TRAINING = "### What does a training step cost beside its matrix products?"
+HEADINGS = {"training": TRAINING, "questions": QUESTIONS, "scales": SCALES}
 SERIES = {"n": "sequences in one call", "ℓ": "depth ℓ", "q": "alphabet q", "threads": "threads"}
 
 
@@ -79,12 +80,11 @@ def _commit() -> str:
 
 def tables(
     results: list[Result],
-    training: list[dict[str, Any]],
     about: dict[str, Any],
     missing: dict[str, str],
     wrong: list[str],
 ) -> str:
-    """Markdown: the machine, targets in short, every case, latencies, training."""
+    """Markdown: the machine, targets in short, every case, latencies."""
     lines = ["Measured: " + ", ".join(f"{k} {v}" for k, v in about.items()) + "."]
     lines += [f"\nLeft out: {who}, because {why}" for who, why in missing.items()]
     lines += [f"\n**Not timed, because the answer was wrong:** {text}" for text in wrong]
@@ -95,7 +95,6 @@ def tables(
         same = [r for r in main if r.case.title == title]
         lines += _case(title, same, about["copy_gb_per_s"] * 1e9)
     lines += _latency([r for r in results if r.case.series == "latency"])
-    lines += _training(training)
     return "\n".join(lines)
 
 
@@ -162,11 +161,12 @@ def _latency(found: list[Result]) -> list[str]:
     return lines
 
 
-def _training(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    lines = ["\n### What does a training step cost beside its matrix products?\n",
-             "Steps of `hfilter.learn.train` at q = ℓ = 4, beside a bare torch loop of the same encoder, batches and",
+def training(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Markdown of what training.py found; `about` where it was measured apart from the rest."""
+    lines = [TRAINING, ""]
+    if about:
+        lines += [f"Measured by itself: {', '.join(f'{k} {v}' for k, v in about.items())}.", ""]
+    lines += ["Steps of `hfilter.learn.train` at q = ℓ = 4, beside a bare torch loop of the same encoder, batches and",
              "optimiser (best of the rounds each, processor time on the CPU). A batch is drawn within the step: its",
              "time is waiting. Exact: all answers of BP and the comparison with them, of a whole run of the preset.\n",
              "| encoder | task | targets | device | batch | step, ms | bare loop, ms | ratio "
@@ -178,7 +178,7 @@ def _training(rows: list[dict[str, Any]]) -> list[str]:
         f"| {r['batch_ms']:.3g} | {r['waiting']:.2%} | {r['exact_share']:.2%} |"
         for r in rows
     ]
-    return lines
+    return "\n".join(lines)
 
 
 def scales(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
@@ -242,7 +242,7 @@ def write(folder: Path, text: str, rows: list[dict[str, Any]]) -> None:
 
 
 def write_section(folder: Path, text: str, name: str, rows: list[dict[str, Any]]) -> None:
-    """One section, scales or questions, on the page and in results.jsonl; all else stays."""
+    """One section of HEADINGS on the page and in results.jsonl; all else stays."""
     page, data = folder / "README.md", folder / "results.jsonl"
     before, mark, after = page.read_text().partition(HEADINGS[name])
     rest = after.partition("\n### ")[1:] if mark else ("", "")

@@ -16,8 +16,7 @@ from contest import Contest, Result
 from peer_hfilter import about as versions
 from process import HERE, ONE_THREAD
 
-SCALES = "scales"
-QUESTIONS = "questions"
+SECTIONS = tuple(report.HEADINGS)  # scripts of their own: training.py, questions.py, scales.py
 GROUPS = ["hfilter", "torch", "jax", "numpy", "numba", "beagle"]
 
 
@@ -31,12 +30,12 @@ def main() -> int:
     parser.add_argument(
         "--only",
         default="",
-        help=f"cases whose name contains this; {SCALES} or {QUESTIONS}: that section alone",
+        help=f"cases whose name contains this; {', '.join(SECTIONS)}: that section alone",
     )
     parser.add_argument("--rounds", type=int, help="rounds of each case of the table")
     options = parser.parse_args()
     began = time.perf_counter()
-    if options.only in (SCALES, QUESTIONS):
+    if options.only in SECTIONS:
         rows = _lines(f"{options.only}.py", options.quick)
         machine = report.machine() | versions()
         text = getattr(report, options.only)(rows, machine)
@@ -71,21 +70,18 @@ def main() -> int:
             results += found
             _say(case, found, time.perf_counter() - began)
         missing = contest.missing
-    training = [] if options.only else _lines("training.py", options.quick)
-    scales = [] if options.only else _lines("scales.py", options.quick)
-    asked = [] if options.only else _lines("questions.py", options.quick)
-    text = report.tables(results, training, machine, missing, wrong)
-    if asked:
-        text += "\n\n" + report.questions(asked, {})
-    if scales:
-        text += "\n\n" + report.scales(scales, {})
+    text = report.tables(results, machine, missing, wrong)
+    rows = [r.row for r in results]
+    for name in () if options.only else SECTIONS:
+        found = _lines(f"{name}.py", options.quick)
+        rows += found
+        if found:
+            text += "\n\n" + getattr(report, name)(found, {})
     print(text)
     if options.write and options.only:
         print("nothing is written: the page holds all cases or none")
     elif options.write:
-        report.write(
-            HERE, text, [row | machine for row in [*(r.row for r in results), *asked, *scales]]
-        )
+        report.write(HERE, text, [row | machine for row in rows])
         report.figures(HERE.parent / "docs" / "figures", [r.row for r in results])
     print(f"{time.perf_counter() - began:.0f} s")
     return 1 if wrong else 0
@@ -104,7 +100,8 @@ def _lines(script: str, quick: bool) -> list[dict[str, Any]]:
     if run.returncode:
         print(f"{script} is left out: {(run.stderr.strip().splitlines() or ['no reason'])[-1]}")
         return []
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    name = script.removesuffix(".py")
+    return [{"case": name, **json.loads(line)} for line in run.stdout.splitlines()]
 
 
 if __name__ == "__main__":

@@ -150,12 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    rounds = 2 if quick else 5
+    rounds = 2 if quick else 3
     model = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=4)
     loop.FreshBatches = TimedBatches  # type: ignore[misc]
     fast, settings = fast_mlm(model)
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        steps = 32 if quick else 128
+        steps = 16 if quick else 40
         short = replace(
             settings.rescaled(steps), eval_at=(), eval_every=steps, schedule="constant",
             device=device,
