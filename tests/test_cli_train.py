@@ -115,6 +115,21 @@ def test_options_change_what_they_name(option: str) -> None:
     assert config == expected
 
 
+def test_lists_in_a_file_are_lists_with_commas(tmp_path: Path) -> None:
+    """And only of options that are such lists: a number must be one number."""
+    file = tmp_path / "train.toml"
+    file.write_text(
+        'preset = "mlm-fast"\nsteps = 9\ncheckpoint_at = [1, 9]\nfrozen = ["layers.0"]\n'
+    )
+    out = tmp_path / "run"
+    assert hf(f"train --config {file} --out {out} {SMALL.replace('--steps 6', '')} --quiet") == 0
+    settings = json.loads((out / "config.json").read_text())["train"]
+    assert settings["checkpoint_at"] == [1, 9]
+    assert settings["frozen"] == ["layers.0"]
+    file.write_text('preset = "mlm-fast"\nsteps = [9]\n')
+    assert hf(f"train --config {file} --out {tmp_path / 'other'}") == 2
+
+
 def test_fewer_steps_shrink_the_schedule() -> None:
     _, config = parsed("--preset mlm-fast --out x --steps 34 --warmup 3")
     expected = preset("mlm-fast", model())[1].rescaled(34)

@@ -330,3 +330,9 @@ def test_tokens_by_readout():
             with pytest.raises(ArgumentError, match=r"0 … 3 .*root"):
                 encoder(hidden)
     assert build(config(readout="root", masked_root=True))(hidden).shape == (1, 4)
+
+
+def test_integers_of_numpy_are_integers():
+    given = EncoderConfig(np.int64(4), np.uint8(8), d_model=np.int32(16), d_key=np.int64(4))
+    assert given == EncoderConfig(4, 8, d_model=16, d_key=4)
+    assert json.loads(json.dumps(given.as_dict()))["d_model"] == 16

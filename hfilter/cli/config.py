@@ -90,6 +90,9 @@ def _convert(path: Path, action: argparse.Action, key: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ArgumentError(f"--config {path}: {key} must be true or false, got {value!r}")
         return value
+    listed = isinstance(value, list) and action.type is None
+    if listed and not any(isinstance(part, bool | list | dict | None) for part in value):
+        value = ",".join(map(str, value))  # as on the command line: --checkpoint-at 1,10,100
     if isinstance(value, bool | list | dict):
         raise ArgumentError(f"--config {path}: {key} must be one value, got {value!r}")
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any, Literal, Protocol
 
 from hfilter.errors import ArgumentError
@@ -135,11 +136,10 @@ class EncoderConfig:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        for name, low in _LEAST.items():
-            check_integer(name, getattr(self, name), low)
-        for name, low in _LEAST_IF_GIVEN.items():
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), low)
+        for name, low in (_LEAST | _LEAST_IF_GIVEN).items():
+            value = getattr(self, name)
+            if name in _LEAST or value is not None:
+                object.__setattr__(self, name, check_integer(name, value, low))
         if not is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             raise ArgumentError(f"dropout must be in [0, 1), got {self.dropout!r}")
         for name in _SWITCHES:
@@ -294,12 +294,14 @@ class EncoderConfig:
         return shapes | {"final": stream}
 
 
-def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise unless ``value`` is an integer of at least ``low`` and, if given, at most ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """``value`` as an int; raise unless it is one of at least ``low`` and at most ``high``."""
+    whole = None if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+    if whole is None or whole < low:
         raise ArgumentError(f"{name} must be an integer of at least {low}, got {value!r}")
-    if high is not None and value > high:
+    if high is not None and whole > high:
         raise ArgumentError(f"{name} must be an integer in {low} … {high}, got {value!r}")
+    return whole
 
 
 def is_number(value: object) -> bool:

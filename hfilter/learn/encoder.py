@@ -266,7 +266,7 @@ class Encoder(nn.Module):
         >>> encoder.truncated(1).config.n_layers
         1
         """
-        check_integer("n_layers", n_layers, 0, self.config.n_layers)
+        n_layers = check_integer("n_layers", n_layers, 0, self.config.n_layers)
         short = copy.deepcopy(self)
         short.config = dataclasses.replace(self.config, n_layers=n_layers)
         del short.layers[n_layers:]
