@@ -12,7 +12,7 @@ __all__ = ["missing_package"]
 def missing_package(error: ImportError) -> ModuleNotFoundError:
     """What to raise when a package of the extra ``learn`` cannot be imported: says the remedy."""
     return ModuleNotFoundError(
-        f"the demo and its figures need the package {error.name}, which could not be imported "
+        f"the demo and the figures need the package {error.name}, which could not be imported "
         f"({error}); install it with: pip install '.[learn]'",
         name=error.name,
     )
