@@ -130,6 +130,15 @@ def test_lists_in_a_file_are_lists_with_commas(tmp_path: Path) -> None:
     assert hf(f"train --config {file} --out {tmp_path / 'other'}") == 2
 
 
+def test_an_early_stop_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loud = SMALL.replace("--quiet", "--eval-every 2")
+    assert hf(f"train --preset mlm-fast --out {tmp_path / 'a'} {loud} --stop-at 100") == 0
+    out = capsys.readouterr().out
+    assert "stopped before step 6: within 10000 % of the floor\nstep 0: " in out
+    assert hf(f"train --preset mlm-fast --out {tmp_path / 'b'} {loud}") == 0
+    assert "stopped" not in capsys.readouterr().out
+
+
 def test_fewer_steps_shrink_the_schedule() -> None:
     _, config = parsed("--preset mlm-fast --out x --steps 34 --warmup 3")
     expected = preset("mlm-fast", model())[1].rescaled(34)

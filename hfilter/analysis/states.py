@@ -104,6 +104,7 @@ def hidden_states(
 
 
 def listed(name: str, values: Any) -> list[Any]:
+    """Any iterable but a string as a list of at least one."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise DTypeError(f"{name} must be a list, got {values!r}")
     found = list(values)

@@ -231,6 +231,10 @@ def run(arguments: argparse.Namespace) -> int:
     if talks:
         last = result.history[-1]
         own = last["kl"][model.filter_level]
+        if config.stop_at is not None and last["step"] < config.steps:
+            print(
+                f"stopped before step {config.steps}: within {100 * config.stop_at:g} % of the floor"
+            )
         print(
             f"step {last['step']}: cross-entropy {last['cross_entropy']:.4f} nats, exact floor "
             f"{last['floor']:.4f}; accuracy {last['accuracy']:.4f}, exact "
