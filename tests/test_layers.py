@@ -45,7 +45,7 @@ LINES = (
     ("rates",),
     ("autograd",),
     ("differentiable", "oracles", "fit", "theory"),
-    ("data",),
+    ("data", "noising"),
     ("learn",),
     ("analysis", "diffusion"),
     ("experiments",),
