@@ -1,0 +1,29 @@
+"""Diffusion on trees: denoisers with known answers, processes that run on them, and what is measured.
+
+Time t is an integer from 1 to T; t = 0 is the clean data. A denoiser is a function (x_t, t) -> (n, L, q).
+"""
+
+from __future__ import annotations
+
+from .denoisers import Denoiser, ExactDenoiser, MarginalPrior, TokenPrior
+from .density import log_density, score
+from .memorising import EmpiricalDenoiser
+from .reverse import Reverse, exact_end, generate, reverse
+from .uturn import UTurn, random_leaves, u_turn
+
+__all__ = [
+    "Denoiser",
+    "EmpiricalDenoiser",
+    "ExactDenoiser",
+    "MarginalPrior",
+    "Reverse",
+    "TokenPrior",
+    "UTurn",
+    "exact_end",
+    "generate",
+    "log_density",
+    "random_leaves",
+    "reverse",
+    "score",
+    "u_turn",
+]
