@@ -9,6 +9,8 @@ from .denoisers import Denoiser, ExactDenoiser, MarginalPrior, TokenPrior
 from .density import log_density, score
 from .memorising import EmpiricalDenoiser
 from .reverse import Reverse, exact_end, generate, reverse
+from .susceptibility import Susceptibility, susceptibility, susceptibility_of
+from .trees import TreeOverlap, mean_field, parse, tree_overlap
 from .uturn import UTurn, random_leaves, u_turn
 
 __all__ = [
@@ -17,13 +19,20 @@ __all__ = [
     "ExactDenoiser",
     "MarginalPrior",
     "Reverse",
+    "Susceptibility",
     "TokenPrior",
+    "TreeOverlap",
     "UTurn",
     "exact_end",
     "generate",
     "log_density",
+    "mean_field",
+    "parse",
     "random_leaves",
     "reverse",
     "score",
+    "susceptibility",
+    "susceptibility_of",
+    "tree_overlap",
     "u_turn",
 ]
