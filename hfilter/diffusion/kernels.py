@@ -1,0 +1,99 @@
+"""Who searches and who weighs stored rows: the compiled text, Numba's or NumPy's. Arguments are checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["empirical", "nearest"]
+
+Array = NDArray[Any]
+
+_PAIRS = 1 << 20  # pairs of rows compared at a time in NumPy
+
+
+def _lane_type(rows: Array, data: Array) -> Any:
+    """The narrowest type that holds every symbol and every distance but its own largest value."""
+    largest = max([int(x.max()) for x in (rows, data) if x.size], default=0)
+    for kind in (np.uint8, np.uint16):
+        most = int(np.iinfo(kind).max)
+        if largest <= most and data.shape[1] < most:
+            return kind
+    return np.uint32
+
+
+def nearest(
+    rows: Array, data: Array, exclude: bool, out: tuple[Array, Array, Array],
+    backend: str | None, num_threads: int | None,
+) -> None:  # fmt: skip
+    """Fill distance, index and count of the nearest of `data` for each of `rows`."""
+    kind = _lane_type(rows, data)
+    asked = np.ascontiguousarray(rows, kind)
+    columns = np.ascontiguousarray(data.T, kind)
+    nearest_in_numpy(asked, columns, exclude, out)
+
+
+def nearest_in_numpy(
+    rows: Array, columns: Array, exclude: bool, out: tuple[Array, Array, Array]
+) -> None:
+    """`columns` (L, P) are the stored rows, transposed."""
+    n, stored = len(rows), columns.shape[1]
+    distance, index, count = out
+    step = max(1, _PAIRS // stored)
+    for begin in range(0, n, step):
+        part = rows[begin : begin + step]
+        far = np.zeros((len(part), stored), rows.dtype)
+        for j in range(columns.shape[0]):
+            far += part[:, j, None] != columns[j]
+        if exclude:
+            own = np.arange(len(part))
+            far[own, own + begin] = np.iinfo(rows.dtype).max
+        low = far.min(axis=1)
+        to = slice(begin, begin + len(part))
+        distance[to], index[to] = low, far.argmin(axis=1)
+        count[to] = np.count_nonzero(far == low[:, None], axis=1)
+
+
+def empirical(
+    fields: Array, stored: Any, marginals: Array, log_evidence: Array, backend: str | None,
+    num_threads: int | None,
+) -> None:  # fmt: skip
+    """Fill marginals (n, L, q) and log-evidence (n,)."""
+    empirical_in_numpy(fields, stored.rows, marginals, log_evidence)
+
+
+def empirical_in_numpy(fields: Array, rows: Array, marginals: Array, log_evidence: Array) -> None:
+    """In float64: sums by look-up, since fields may be -inf; marginals by a product with one-hot rows."""
+    n, length, q = fields.shape
+    stored = len(rows)
+    block = min(stored, 4096)
+    step = max(1, _PAIRS // block)
+    places = rows.astype(np.intp) + np.arange(length) * q
+
+    def sums(f: Array, begin: int) -> Array:
+        total = np.zeros((len(f), min(begin + block, stored) - begin))
+        for j in range(length):
+            total += f[:, places[begin : begin + block, j]]
+        return total
+
+    for first in range(0, n, step):
+        part = slice(first, min(first + step, n))
+        f = fields[part].reshape(-1, length * q).astype(np.float64)
+        best = np.full(len(f), -np.inf)
+        for begin in range(0, stored, block):
+            np.maximum(best, sums(f, begin).max(axis=1), out=best)
+        shift = np.where(best > -np.inf, best, 0.0)
+        total = np.zeros_like(f)
+        mass = np.zeros(len(f))
+        for begin in range(0, stored, block):
+            weight = np.exp(sums(f, begin) - shift[:, None])
+            mass += weight.sum(axis=1)
+            here = places[begin : begin + block]
+            one_hot = np.zeros((len(here), length * q))
+            one_hot[np.arange(len(here))[:, None], here] = 1.0
+            total += weight @ one_hot
+        with np.errstate(divide="ignore", invalid="ignore"):
+            marginals[part] = (total / mass[:, None]).reshape(-1, length, q)
+            log_evidence[part] = np.log(mass) + shift - np.log(stored)
