@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from hfilter.arrays import value_type
-from hfilter.checks import check_int
-from hfilter.noising import Channel
+from hfilter.checks import check_int, check_seed
+from hfilter.noising import Channel, gaussian
 
 from .denoisers import Denoiser
-from .values import Array, by_strength, check_rows, of_type
+from .empirical import StoredRows, empirical_posterior
+from .values import Array, by_strength, check_rows, double, double_state, host_of, log
 
 __all__ = ["EmpiricalDenoiser"]
 
-_WORK = 2**21  # numbers held at once
+_WORK = 2**20  # numbers held at once by `draw`
 
 
 class EmpiricalDenoiser(Denoiser):
@@ -31,7 +32,11 @@ class EmpiricalDenoiser(Denoiser):
     vocab_size : int
     channel : hfilter.noising.Channel
     dtype : "float32" or "float64"
-        Of the answer.
+        Of the answer, and of the sums behind it.
+
+    Attributes
+    ----------
+    rows : ndarray of unsigned int, shape (P, L)
 
     Examples
     --------
@@ -52,40 +57,56 @@ class EmpiricalDenoiser(Denoiser):
     ) -> None:
         q = check_int("vocab_size", vocab_size, 1, 65534)
         tokens = check_rows("rows", rows, q)
-        self.rows = np.array(tokens, np.uint8 if q <= 255 else np.uint16, order="C")
-        self.rows.flags.writeable = False
         super().__init__(channel, tokens.shape[1], q, "empirical")
         self.dtype = value_type(dtype)
+        self._stored = StoredRows(tokens, q)
+        self.rows: Array = self._stored.rows
 
     def answer(self, x_t: Any, t: Any, *, num_threads: int | None = None) -> Any:
-        return of_type(
-            by_strength(self.channel, self.vocab_size, x_t, t, lambda f: posterior(f, self.rows)),
-            self.dtype,
+        def ask(fields: Any) -> Any:
+            return empirical_posterior(
+                fields, self._stored, dtype=self.dtype, num_threads=num_threads
+            )[0]
+
+        return by_strength(self.channel, self.vocab_size, x_t, t, ask)
+
+    def log_answer(self, x_t: Any, t: Any) -> Any:
+        return log(empirical_posterior(self._fields(x_t, t), self._stored, dtype="float64")[0])
+
+    def _fields(self, x_t: Any, t: Any) -> Any:
+        return double(self.channel.log_fields(double_state(self.channel, x_t), t, self.vocab_size))
+
+    def draw(
+        self, x_t: Any, t: int, *, seed: int, start: int = 0, num_threads: int | None = None
+    ) -> Any:
+        """Stored rows drawn by their posterior weights given x_t, (n, L), on the host.
+
+        The mask token q throughout where no stored row can have led to x_t.
+        """
+        fields = host_of(self._fields(x_t, t))
+        n, length, q = fields.shape
+        _, evidence = empirical_posterior(
+            fields, self._stored, dtype="float64", num_threads=num_threads
         )
+        left = gaussian.uniform(check_seed("seed", seed), "user", 0, n, 1, start=start)[:, 0]
+        chosen = np.full(n, -1)
+        norm = np.where(np.isneginf(evidence), 0.0, evidence + np.log(len(self.rows)))
+        step = max(1, _WORK // max(1, n))
+        for begin in range(0, len(self.rows), step):
+            part = self.rows[begin : begin + step]
+            score = np.zeros((n, len(part)))
+            for j in range(length):
+                score += fields[:, j][:, part[:, j]]
+            reach = np.exp(score - norm[:, None]).cumsum(axis=1)
+            here = (left[:, None] >= reach).sum(axis=1)
+            found = (chosen < 0) & (here < len(part))
+            chosen[found] = begin + here[found]
+            left = left - reach[:, -1]
+        for row in np.flatnonzero((chosen < 0) & ~np.isneginf(evidence)):
+            chosen[row] = self._best(fields[row])  # the sums' last digits left nothing to draw
+        drawn: Array = self.rows[chosen].astype(np.uint8 if q <= 255 else np.uint16)
+        drawn[np.isneginf(evidence)] = q
+        return drawn
 
-
-def posterior(fields: Any, rows: Array) -> Array:
-    """Posterior marginals of every leaf under the uniform law on rows, (n, L, q), float64."""
-    n, length, q = fields.shape
-    flat = fields.astype(np.float64).reshape(n, -1)
-    forbidden = np.isneginf(flat)
-    flat = np.where(forbidden, 0.0, flat)
-    any_forbidden = bool(forbidden.any())
-    peak, total = np.full(n, -np.inf), np.zeros((n, length * q))
-    place = np.arange(length) * q
-    for begin in range(0, len(rows), max(1, _WORK // (length * q))):
-        part = rows[begin : begin + max(1, _WORK // (length * q))]
-        codes = np.zeros((len(part), length * q))
-        np.put_along_axis(codes, part + place, 1.0, axis=1)
-        score = flat @ codes.T
-        if any_forbidden:
-            score[forbidden.astype(np.float64) @ codes.T > 0.0] = -np.inf
-        top = np.maximum(peak, score.max(axis=1))
-        shift = np.where(np.isneginf(top), 0.0, top)
-        total *= np.exp(np.where(np.isneginf(peak), -np.inf, peak - shift))[:, None]
-        total += np.exp(score - shift[:, None]) @ codes
-        peak = top
-    law = total.reshape(n, length, q)
-    with np.errstate(invalid="ignore"):
-        out: Array = law / law.sum(axis=2, keepdims=True)
-    return out
+    def _best(self, fields: Array) -> int:
+        return int(sum(fields[j][self.rows[:, j]] for j in range(self.n_leaves)).argmax())
