@@ -20,7 +20,8 @@ MARK = "<!-- written by make bench -->"
 SCALES = "### How cost grows"
 QUESTIONS = "### The other questions"
 TRAINING = "### What does a training step cost beside its matrix products?"
-HEADINGS = {"training": TRAINING, "questions": QUESTIONS, "scales": SCALES}
+DIFFUSION = "### Diffusion"
+HEADINGS = {"training": TRAINING, "questions": QUESTIONS, "diffusion": DIFFUSION, "scales": SCALES}
 SERIES = {"n": "sequences in one call", "ℓ": "depth ℓ", "q": "alphabet q", "threads": "threads"}
 
 
@@ -225,6 +226,30 @@ def questions(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         )
         lines.append(f"| {r['question']} | {r['rate'] / 1e6:.2f} M | {r['peer']} | {r['ratio']:.1f} × "
                      f"| {r['infers']:.2f} | {bound} | {verdict} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def diffusion(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """Markdown of what diffusion.py found; `about` where it was measured apart from the rest."""
+    lines = [DIFFUSION, ""]
+    if about:
+        lines += [f"Measured by itself: {', '.join(f'{k} {v}' for k, v in about.items())}.", ""]
+    lines += [
+        "q = 6, four rules a symbol, ℓ = 4, one thread each unless it says two; answers are held to each other first.",
+        "",
+        "| part | a second | a call | peer | over it | target | |",
+        "|---|---:|---:|---|---:|---:|---|",
+    ]
+    for r in rows:
+        rate = f"{r['rate'] / 1e6:.3g} M {r['unit']}"
+        call = f"{r['n']:,} in {r['seconds']:.3g} s"
+        ratio = f"{r['ratio']:.3g} ×" if "ratio" in r else ""
+        target, verdict = "", ""
+        if r.get("target"):
+            target, verdict = f"≥ {r['target']:g}", "met" if r["met"] else "**not met**"
+        lines.append(
+            f"| {r['part']} | {rate} | {call} | {r.get('peer', '')} | {ratio} | {target} | {verdict} |"
+        )
     return "\n".join(lines)
 
 

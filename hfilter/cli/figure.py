@@ -28,6 +28,7 @@ experiments (`hfilter figure NAME --about` says what each does and expects):
   sample-complexity   accuracy against the number of training sequences, at every filter level
   targets             exact-posterior targets against sampled labels and the published recipe
   next-token          a causal encoder against the exact next-token law, position by position
+  forward-backward    how far up the tree noise reaches, and where changes are most correlated
   all                 every one of them
 
 presets:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from .denoisers import Denoiser, ExactDenoiser, MarginalPrior, TokenPrior
 from .density import log_density, score
+from .empirical import StoredRows, empirical_posterior
 from .memorising import EmpiricalDenoiser
+from .nearest import Nearest, nearest
 from .reverse import Reverse, exact_end, generate, reverse
 from .susceptibility import Susceptibility, susceptibility, susceptibility_of
 from .trees import TreeOverlap, mean_field, parse, tree_overlap
@@ -18,15 +20,19 @@ __all__ = [
     "EmpiricalDenoiser",
     "ExactDenoiser",
     "MarginalPrior",
+    "Nearest",
     "Reverse",
+    "StoredRows",
     "Susceptibility",
     "TokenPrior",
     "TreeOverlap",
     "UTurn",
+    "empirical_posterior",
     "exact_end",
     "generate",
     "log_density",
     "mean_field",
+    "nearest",
     "parse",
     "random_leaves",
     "reverse",

@@ -8,6 +8,19 @@ from __future__ import annotations
 
 from .channels import Channel, GaussianChannel
 from .discrete import MaskingChannel, UniformChannel
+from .gaussian import PURPOSES, integers, noise_leaves, normal, reverse_step, uniform
 from .schedule import Schedule
 
-__all__ = ["Channel", "GaussianChannel", "MaskingChannel", "Schedule", "UniformChannel"]
+__all__ = [
+    "PURPOSES",
+    "Channel",
+    "GaussianChannel",
+    "MaskingChannel",
+    "Schedule",
+    "UniformChannel",
+    "integers",
+    "noise_leaves",
+    "normal",
+    "reverse_step",
+    "uniform",
+]

@@ -8,6 +8,7 @@ from hfilter.experiments.lab import (
     complexity,
     depth,
     finetune,
+    forward_backward,
     next_token,
     probes,
     scatter,
@@ -23,6 +24,6 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         staircase, scatter, probes, accuracies, attention, finetune, transfers, depth, complexity, targets,
-        next_token,
+        next_token, forward_backward,
     )
 }  # fmt: skip
