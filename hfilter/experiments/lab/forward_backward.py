@@ -18,7 +18,7 @@ from hfilter.diffusion import (
     u_turn,
 )
 from hfilter.experiments.figures import level_colour, styled
-from hfilter.experiments.lab.panels import band, letter, name_ends, rung_style
+from hfilter.experiments.lab.panels import band, letter, rung_style
 from hfilter.experiments.lab.runs import Run, Trained, Workshop
 from hfilter.experiments.lab.study import Options, Study, Table, Tables
 from hfilter.noising import GaussianChannel, Schedule, UniformChannel
@@ -45,12 +45,12 @@ def _model(options: Options, depth: int) -> hfilter.TreeModel:
 
 def _sizes(options: Options) -> tuple[int, int]:
     """v and m of the random hierarchy model."""
-    v = options.changes.get("vocab_size", options.pick(4, 8, 16))
-    return v, options.changes.get("rules_per_symbol", v // 2)
+    v = options.changes.get("vocab_size", options.pick(4, 8, 32))
+    return v, options.changes.get("rules_per_symbol", max(2, v // 4))
 
 
 def _depths(options: Options) -> list[int]:
-    deepest = options.changes.get("depth", options.pick(3, 6, 7))
+    deepest = options.changes.get("depth", options.pick(3, 7, 9))
     return list(range(min(3, deepest), deepest + 1))
 
 
@@ -142,41 +142,35 @@ def _draw(tables: Tables) -> Figure:
     figure = Figure(figsize=(7.4, 5.2))
     grid = figure.subplots(2, 2).ravel()
     levels, chi, shape, chain = grid
-    ends = {}
     for d in range(deepest + 1):
         x, y, error = _curve(table, deepest, "overlap", d)
         style = rung_style(deepest - d, deepest + 1) | {"marker": ""}
-        band(levels, x, y, error, **style)
         name = "root" if d == 0 else "leaves" if d == deepest else f"level {d}"
-        ends[name] = (float(y[-1]), style["color"])
-    name_ends(levels, ends)
+        band(levels, x, y, error, label=name, **style)
     x, y, _ = _curve(table, deepest, "root_belief")
-    levels.plot(x, y, color="black", linewidth=1.0, label="belief in the true root")
+    levels.plot(x, y, color="black", linewidth=1.0, label="belief in root")
     x, y, _ = _curve(table, deepest, "mean_field")
-    levels.plot(x, y, color="black", linestyle=":", linewidth=1.2, label="the same, mean field")
-    levels.legend(loc="lower left")
+    levels.plot(x, y, color="black", linestyle=":", linewidth=1.2, label="mean field")
+    levels.legend(loc="upper right", fontsize=7, ncols=2, columnspacing=1.0, handlelength=1.4)
     levels.set_ylabel("overlap with the start")
-    ends = {}
     for i, depth in enumerate(depths):
         x, y, error = _curve(table, depth, "susceptibility")
         colour = level_colour(i, len(depths))
-        band(chi, x, y, error, color=colour)
-        ends[f"{2**depth} leaves"] = (float(y[-1]), colour)
-    name_ends(chi, ends)
+        band(chi, x, y, error, color=colour, label=f"{2**depth} leaves")
+    chi.legend(loc="upper right")
     chi.set_ylabel("susceptibility χ")
     noises = table.values("noise")
     x, y, _ = _curve(table, deepest, "susceptibility")
     peak = int(np.argmax(y))
-    ends = {}
     chosen = sorted({len(noises) // 6, peak, (peak + len(noises)) // 2})
     for i, at in enumerate(chosen):
         values = [_curve(table, deepest, "covariance", h)[1][at] for h in range(deepest + 1)]
         colour = level_colour(i, len(chosen))
         shape.plot(
-            range(deepest + 1), np.array(values) / values[0], color=colour, marker="o", markersize=3
-        )
-        ends[f"noise {noises[at]:.2f}"] = (float(values[-1] / values[0]), colour)
-    name_ends(shape, ends)
+            range(deepest + 1), np.array(values) / values[0], color=colour, marker="o",
+            markersize=3, label=f"noise {noises[at]:.2f}",
+        )  # fmt: skip
+    shape.legend(loc="upper right")
     shape.set_ylabel("covariance of changes / variance")
     shape.set_xlabel("height of the common ancestor")
     for axes in (levels, chi):
