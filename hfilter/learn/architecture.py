@@ -12,10 +12,10 @@ from typing import Any, Literal, Protocol
 
 from hfilter.errors import ArgumentError
 
-Readout = Literal["mlm", "root", "causal", "ancestor"]
+Readout = Literal["mlm", "root", "causal", "ancestor", "denoise"]
 
 _CHOICES = {
-    "readout": ("mlm", "root", "causal", "ancestor"),
+    "readout": ("mlm", "root", "causal", "ancestor", "denoise"),
     "positions": ("sinusoidal", "learned", "rotary", "none"),
     "norm": ("post", "pre", "none"),
     "pooling": ("flat", "mean", "class"),
@@ -23,7 +23,7 @@ _CHOICES = {
     "link": ("logit", "log"),
 }
 _LEAST = {"vocab_size": 2, "n_leaves": 1, "d_model": 1, "n_layers": 0, "n_heads": 1}
-_LEAST |= {"d_feedforward": 1}
+_LEAST |= {"d_feedforward": 1, "time_embedding": 2}
 _LEAST_IF_GIVEN = {"n_classes": 1, "d_key": 1, "probe_hidden": 1}
 _SWITCHES = ("masked_root", "attention_only", "causal", "bias")
 # Fields of the first files. A later one stands in a file only where it differs from its default,
@@ -62,7 +62,8 @@ class EncoderConfig:
         same, row j for P(x_j | x_0 … x_{j-1}); the encoder shifts by itself (its inputs are the
         start token q, x_0 … x_{L-2}) and masks causally. ``"ancestor"``: ``n_classes`` logits per
         leaf, for the symbol of its ancestor at one level. ``"root"``: ``n_classes`` logits per
-        sequence.
+        sequence. ``"denoise"``: q logits per leaf, given not tokens but noisy one-hot leaves
+        (n, L, q) and the step of the noise (n,); a linear map takes the place of the embedding.
     positions
         ``"sinusoidal"`` (fixed, as published; needs an even ``d_model``) or ``"learned"``, both
         added to the embedding; ``"rotary"``: queries and keys are turned by an angle that grows
@@ -94,6 +95,9 @@ class EncoderConfig:
         that width.
     bias
         Whether the linear maps of the layers have one. The read-out always has.
+    time_embedding
+        For ``"denoise"``: width of the sinusoidal code of the step, even; a linear map takes it to
+        ``d_model``, and the outcome is added to every position.
 
     Raises
     ------
@@ -102,9 +106,9 @@ class EncoderConfig:
 
     Notes
     -----
-    Source of the defaults: Garnier-Brun et al. 2024, arXiv 2408.15138, section 3. Rotary positions:
-    Su et al. 2021, arXiv 2104.09864, section 3.4. Gated and squared units: Shazeer 2020, arXiv
-    2002.05202; So et al. 2021, arXiv 2109.08668.
+    Source of the defaults: Garnier-Brun et al. 2024, arXiv 2408.15138, section 3; of the code of
+    the step, arXiv 2603.03469. Rotary positions: Su et al. 2021, arXiv 2104.09864, section 3.4.
+    Gated and squared units: Shazeer 2020, arXiv 2002.05202; So et al. 2021, arXiv 2109.08668.
 
     Examples
     --------
@@ -134,6 +138,7 @@ class EncoderConfig:
     link: Literal["logit", "log"] = "logit"
     d_key: int | None = None
     bias: bool = True
+    time_embedding: int = 32
 
     def __post_init__(self) -> None:
         for name, low in (_LEAST | _LEAST_IF_GIVEN).items():
@@ -177,6 +182,13 @@ class EncoderConfig:
                 f"probe_hidden is for readout='ancestor' only, got {self.probe_hidden} with "
                 f"readout={self.readout!r}; leave it out"
             )
+        if self.time_embedding % 2:
+            raise ArgumentError(f"time_embedding must be even, got {self.time_embedding}")
+        if self.time_embedding != 32 and self.readout != "denoise":
+            raise ArgumentError(
+                f"time_embedding is for readout='denoise' only, got {self.time_embedding} with "
+                f"readout={self.readout!r}; leave it out"
+            )
         if self.is_causal and self.pooling == "class":
             raise ArgumentError(
                 "pooling='class' cannot be causal: the learned position stands in front and would "
@@ -216,9 +228,9 @@ class EncoderConfig:
     def n_embedded(self) -> int:
         """Rows of the token embedding: q, and one more (hidden leaf, or start) where it can occur.
 
-        Only ``"root"`` without ``masked_root`` has none for token q.
+        Only ``"denoise"``, and ``"root"`` without ``masked_root``, have none for token q.
         """
-        return self.vocab_size + (self.readout != "root" or self.masked_root)
+        return self.vocab_size + (self.readout not in ("root", "denoise") or self.masked_root)
 
     @property
     def n_outputs(self) -> int:

@@ -40,11 +40,12 @@ def board(
 
     def write(record: dict[str, Any]) -> None:
         now = record["step"]
-        for name in _NUMBERS:
+        more = [n for n in record if n.startswith("train_") or n.endswith("_all_times")]
+        for name in (*_NUMBERS, *(n for n in more if n != "train_kl")):
             if record[name] is not None:
                 writer.add_scalar(name, record[name], now)
-        for name in ("kl", "kl_window"):
-            for rung, value in record[name].items():
+        for name in ("kl", "kl_window", "train_kl"):
+            for rung, value in record.get(name, {}).items():
                 writer.add_scalar(f"{name}/{rung}", value, now)
         writer.flush()
 

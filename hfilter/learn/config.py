@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
 from typing import Any, Literal
 
 from hfilter.errors import ArgumentError
 from hfilter.learn.masks import HELD_OUT_START
+from hfilter.learn.noise import NOISES, default_eval_time
+from hfilter.learn.values import number, several, whole
 
 __all__ = ["TrainConfig", "log_spaced"]
 
@@ -24,10 +25,12 @@ _NUMBERS = (
     *("mask_rate", "train_mask_rate"),
 )
 _CHOICES = {
-    "schedule": ("constant", "cosine", "linear", "trapezoid"),
+    "schedule": ("constant", "cosine", "linear", "trapezoid", "linear-cosine"),
     "optimiser": ("adamw", "muon"),
     "targets": ("labels", "posterior"),
     "precision": ("float32", "bfloat16", "float16"),
+    "noise": NOISES,
+    "held_out": ("index", "content"),
 }
 
 
@@ -49,6 +52,8 @@ class TrainConfig:
         The rates climb linearly over ``warmup`` steps, then stay (``"constant"``), or fall to
         ``final_lr`` times their peak at the last step: along half a cosine (``"cosine"``), along
         a line (``"linear"``), or along a line over the last ``cooldown`` steps (``"trapezoid"``).
+        ``"linear-cosine"``: along a line to half their peak, and from there along half a cosine to
+        ``final_lr`` times it over the last ``cooldown`` steps.
     clip
         Bound on the gradient's norm (``None``: no bound).
     mask_rate
@@ -65,8 +70,9 @@ class TrainConfig:
         ``None``: fresh sequences at every step. P: the same P sequences over and over, each epoch
         in an order of its own; masks are drawn anew at every presentation.
     seed, data_seed, data_start
-        ``seed`` decides initial weights and dropout; rows and masks are rows ``data_start …`` of
-        the stream of ``data_seed`` (``seed`` unless given).
+        ``seed`` decides initial weights and dropout, and for the task ``"denoise"`` times, noise
+        and the order of the rows; rows and masks are rows ``data_start …`` of the stream of
+        ``data_seed`` (``seed`` unless given). Block i of P rows: ``data_start = i * train_size``.
     init_gamma
         Initial weights from N(0, d_in^(-2 gamma)), one gamma or one by part of the encoder, see
         :func:`hfilter.learn.initial.init_gamma_`; ``None``: the encoder's own, as published.
@@ -88,6 +94,13 @@ class TrainConfig:
     precision, compile
         ``"bfloat16"`` and ``"float16"`` (with a loss scale) run the matrix products in that type;
         weights stay float32. ``compile`` sends the encoder through ``torch.compile``.
+    noise, noise_steps, eval_time
+        For the task ``"denoise"``: the schedule of the noise, ``"published"`` or ``"cosine"``, with
+        T = ``noise_steps`` times, of which each presentation draws one; and the time at which the
+        network is scored (0.15 T unless given).
+    held_out
+        ``"content"`` leaves sequences out of the held-out set that are in the training set of
+        ``train_size`` rows too; ``"index"``: other rows of the stream, whatever they hold.
     threads, device
         torch's threads and the device to train on. One thread is right for encoders as small as
         these: more gain little, and lose tenfold on a busy machine. Raise it on idle cores for
@@ -107,7 +120,7 @@ class TrainConfig:
     steps: int
     batch_size: int = 32
     lr: float = 1e-4
-    schedule: Literal["constant", "cosine", "linear", "trapezoid"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "trapezoid", "linear-cosine"] = "constant"
     warmup: int = 0
     final_lr: float = 0.0
     weight_decay: float = 0.0
@@ -138,22 +151,28 @@ class TrainConfig:
     tensorboard: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
+    noise: Literal["published", "cosine"] = "published"
+    noise_steps: int = 500
+    eval_time: int | None = None
+    held_out: Literal["index", "content"] = "index"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name), 1))
+        for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every",
+                     "noise_steps"):  # fmt: skip
+            object.__setattr__(self, name, whole(name, getattr(self, name), 1))
         for name in ("warmup", "cooldown", "data_start"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name), 0))
-        object.__setattr__(self, "seed", _whole("seed", self.seed, 0, _LARGEST_SEED))
+            object.__setattr__(self, name, whole(name, getattr(self, name), 0))
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0, _LARGEST_SEED))
         for name, low, high in (
             ("data_seed", 0, _LARGEST_SEED),
             ("threads", 1, _MOST_THREADS),
             ("train_size", 1, None),
             ("ancestor_level", 0, None),
             ("target_level", 0, None),
+            ("eval_time", 1, self.noise_steps),
         ):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
+                object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
         for name in ("tensorboard", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -169,9 +188,10 @@ class TrainConfig:
                 raise ArgumentError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         for name in ("eval_at", "checkpoint_at"):
             self._check_steps(name)
-        if self.cooldown and self.schedule != "trapezoid":
+        if self.cooldown and self.schedule not in ("trapezoid", "linear-cosine"):
             raise ArgumentError(
-                f'cooldown has a meaning for schedule="trapezoid" only, got {self.schedule!r}'
+                'cooldown has a meaning for schedule="trapezoid" and "linear-cosine" only, got '
+                f"{self.schedule!r}"
             )
         if self.warmup + self.cooldown > self.steps and self.cooldown:
             raise ArgumentError(
@@ -182,7 +202,11 @@ class TrainConfig:
             raise ArgumentError('muon_lr has a meaning for optimiser="muon" only; leave it out')
         if self.target_level is not None and self.targets != "posterior":
             raise ArgumentError('target_level needs targets="posterior"; leave it out, or say so')
-        frozen = _several("frozen", "names", self.frozen)
+        if self.held_out == "content" and self.train_size is None:
+            raise ArgumentError(
+                'held_out="content" leaves out what is in the training set; give its train_size'
+            )
+        frozen = several("frozen", "names", self.frozen)
         if not all(isinstance(f, str) for f in frozen):
             raise ArgumentError(f"frozen must be a tuple of names, got {self.frozen!r}")
         object.__setattr__(self, "frozen", frozen)
@@ -199,7 +223,7 @@ class TrainConfig:
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None or name in ("lr", "final_lr", "weight_decay"):
-                object.__setattr__(self, name, _number(name, value))
+                object.__setattr__(self, name, number(name, value))
         for name in ("lr", "muon_lr", "clip", "stop_at"):
             value = getattr(self, name)
             if value is None and name != "lr":
@@ -215,7 +239,7 @@ class TrainConfig:
             rate = getattr(self, name)
             if rate is not None and not 0.0 < rate <= 1.0:
                 raise ArgumentError(f"{name} must be None or in (0, 1], got {rate}")
-        betas = tuple(_number("betas", b) for b in _several("betas", "numbers", self.betas))
+        betas = tuple(number("betas", b) for b in several("betas", "numbers", self.betas))
         if len(betas) != 2 or not all(0.0 <= b < 1.0 for b in betas):
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {betas}")
         object.__setattr__(self, "betas", betas)
@@ -234,8 +258,8 @@ class TrainConfig:
         given = getattr(self, name)
         if given is None and name == "eval_at":
             return
-        steps = _several(name, "steps", given)
-        object.__setattr__(self, name, tuple(_whole(f"{name}: a step", t, 0) for t in steps))
+        steps = several(name, "steps", given)
+        object.__setattr__(self, name, tuple(whole(f"{name}: a step", t, 0) for t in steps))
         if any(not 0 <= t <= self.steps for t in getattr(self, name)):
             raise ArgumentError(f"{name} must lie in 0 … {self.steps}, got {given}")
 
@@ -282,10 +306,25 @@ class TrainConfig:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "linear-cosine":
+            return self._two_phases(step)
         first = self.steps - self.cooldown if self.schedule == "trapezoid" else self.warmup
         done = max(0.0, (step - first) / max(1, self.steps - first))
         left = 0.5 * (1.0 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0 - done
         return self.final_lr + (1.0 - self.final_lr) * left
+
+    def _two_phases(self, step: int) -> float:
+        """A line from 1 to 1/2, then half a cosine from there to ``final_lr``."""
+        knee = self.steps - self.cooldown
+        if step < knee:
+            return 1.0 - 0.5 * (step - self.warmup) / max(1, knee - self.warmup)
+        done = min(1.0, (step - knee) / max(1, self.cooldown))
+        return self.final_lr + (0.5 - self.final_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    @property
+    def time_of_evaluation(self) -> int:
+        """The time at which a denoiser is scored: ``eval_time``, or 0.15 T."""
+        return self.eval_time or default_eval_time(self.noise_steps)
 
     def rescaled(self, steps: int) -> TrainConfig:
         """The same run stretched or shrunk to ``steps`` updates: every step number in proportion.
@@ -297,7 +336,7 @@ class TrainConfig:
         >>> short.warmup, short.eval_at, short.checkpoint_at
         (10, (1, 100), (50,))
         """
-        part = _whole("steps", steps, 1) / self.steps
+        part = whole("steps", steps, 1) / self.steps
         if part == 1:
             return self
 
@@ -325,32 +364,5 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
     >>> log_spaced(1000, 7)
     (1, 3, 10, 32, 100, 316, 1000)
     """
-    steps, n = _whole("steps", steps, 1), _whole("n", n, 2)
+    steps, n = whole("steps", steps, 1), whole("n", n, 2)
     return tuple(sorted({round(steps ** (i / (n - 1))) for i in range(n)}))
-
-
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The value as an int; NumPy's integers are integers, a bool or 2.0 is none."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
-        raise ArgumentError(f"{name} must be at least {low} and whole, got {value!r}")
-    if high is not None and int(value) > high:
-        raise ArgumentError(f"{name} must be at most {high}, got {value!r}")
-    return int(value)
-
-
-def _number(name: str, value: Any) -> Any:
-    """The value, if it is a real number; NumPy's become Python's, which JSON can hold."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ArgumentError(f"{name} must be a number, got {value!r}")
-    plain: type = type(value)
-    return value if plain in (int, float) else float(value)
-
-
-def _several(name: str, what: str, value: Any) -> tuple[Any, ...]:
-    """The value as a tuple, if it is one of several things and no text."""
-    try:
-        if not isinstance(value, str | Mapping):
-            return tuple(value)
-    except TypeError:
-        pass
-    raise ArgumentError(f"{name} must be a tuple of {what}, got {value!r}")

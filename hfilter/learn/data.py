@@ -2,21 +2,21 @@
 
 Presentation ``i`` = 0, 1, 2, … is row ``start + i`` of the model's sampling stream, or of a fixed
 set of P rows number ``i mod P`` in the order of epoch ``i // P``; its mask is a function of (mask
-seed, ``start + i``). Batch ``t`` is presentations ``t B … (t + 1) B - 1``. A run that resumes at step
-``t`` asks for batch ``t`` and has what the uninterrupted run had, and so has each of several processes.
+seed, ``start + i``), its noise of (noise seed, ``i``). Batch ``t`` is presentations ``t B …
+(t + 1) B - 1``. A run that resumes at step ``t`` asks for batch ``t`` and has what the uninterrupted
+run had, and so has each of several processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 try:
     import torch
-    from torch import Tensor
 except ImportError as error:
     from hfilter.learn import missing_package
 
@@ -24,8 +24,11 @@ except ImportError as error:
 
 from hfilter.checks import check_int
 from hfilter.errors import ArgumentError
+from hfilter.learn.batches import Batch, make_batch, task_targets
 from hfilter.learn.laws import TaskName, check_task, exact_law
 from hfilter.learn.masks import HELD_OUT_START, draw_masks, epoch_order
+from hfilter.learn.noise import Noise
+from hfilter.noising.schedule import Schedule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,44 +39,7 @@ __all__ = ["Batch", "FreshBatches", "TaskName", "make_batch"]
 
 # A call of the sampler costs far less than so many rows, which still fit a cache.
 _PREFETCH_ROWS = 8192
-_PREFETCH_TOKENS = 1 << 20
-
-
-@dataclass(frozen=True, eq=False)  # == of tensors is no truth value: equal is identical
-class Batch:
-    """What a task needs for one step.
-
-    Attributes
-    ----------
-    tokens : (B, L) int64
-        What the network sees; hidden leaves hold the mask token q.
-    mask : (B, L) bool
-        True where a leaf is scored: the hidden ones for ``"mlm"``, all for ``"causal"`` and
-        ``"ancestor"``, none for ``"root"``.
-    targets : int64
-        (B, L) true leaves, or their ancestors for ``"ancestor"``; (B,) roots for ``"root"``.
-    roots : (B,) int64
-        Root symbols, whatever the task.
-    labels : (m,) int64
-        The targets that are scored, in row-major order.
-    where : (m,) int64 or None
-        Their places in the flattened batch; ``None``: all of them.
-    law : (m, q) float32 or None
-        Exact law of each of them, where that is the target; rows of zeros where it does not exist.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    targets: Tensor
-    roots: Tensor
-    labels: Tensor
-    where: Tensor | None = None
-    law: Tensor | None = None
-
-    def to(self, device: str | torch.device) -> Batch:
-        """The same batch on another device."""
-        tensors = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(None if t is None else t.to(device) for t in tensors))  # type: ignore[arg-type]
+_PREFETCH_TOKENS = 1 << 20  # noisy leaves count for as many as there are symbols
 
 
 class FreshBatches:
@@ -86,7 +52,7 @@ class FreshBatches:
     batch_size
         Rows per batch, B.
     task
-        ``"mlm"``, ``"root"``, ``"causal"`` or ``"ancestor"``.
+        ``"mlm"``, ``"root"``, ``"causal"``, ``"ancestor"`` or ``"denoise"``.
     seed, start
         Seed and first row of the sampling stream.
     mask_rate, mask_seed
@@ -106,6 +72,10 @@ class FreshBatches:
         ``target_level`` (the model's own unless given).
     train_size
         P, to present the same P rows over and over, each epoch in an order of its own.
+    schedule, noise_seed
+        For ``"denoise"``: the noise by time (as published unless given); and the seed of times,
+        noise and of the order of the epochs (``seed`` unless given), which are drawn anew at every
+        presentation: times uniformly from 1 … T.
     rank, world
         Of several processes: rows ``rank B / world …`` of each batch of B are this one's.
 
@@ -144,6 +114,8 @@ class FreshBatches:
         targets: Literal["labels", "posterior"] = "labels",
         target_level: int | None = None,
         train_size: int | None = None,
+        schedule: Schedule | None = None,
+        noise_seed: int | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -176,7 +148,21 @@ class FreshBatches:
         self.mask_rate = mask_rate
         self.mask_seed = seed if mask_seed is None else mask_seed
         self.n_batches = n_batches
-        widest = min(_PREFETCH_ROWS, max(1, _PREFETCH_TOKENS // model.n_leaves))
+        self.noise: Noise | None = None
+        self.order_seed = seed
+        numbers = model.n_leaves
+        if task == "denoise":
+            self.order_seed = seed if noise_seed is None else noise_seed
+            self.noise = Noise(schedule, model.vocab_size, self.order_seed)
+            numbers *= model.vocab_size
+        elif schedule is not None or noise_seed is not None:
+            raise ArgumentError(f'schedule and noise_seed are for the task "denoise", not "{task}"')
+        if task == "denoise" and mask_rate is not None:
+            raise ArgumentError(
+                f'mask_rate hides leaves, and the task "denoise" shows all of them under noise; '
+                f"leave it out, got {mask_rate!r}"
+            )
+        widest = min(_PREFETCH_ROWS, max(1, _PREFETCH_TOKENS // numbers))
         self.prefetch = prefetch or max(1, widest // batch_size)
         self.device = torch.device(device)
         self.ancestor_level = ancestor_level
@@ -189,7 +175,7 @@ class FreshBatches:
             self.judge = model.filtered(level)
             check_task(self.judge, task, ancestor_level)
         self._chunk: tuple[int, Batch, list[int]] | None = None
-        self._fixed: Any = None
+        self._fixed: tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None = None
         self._order: tuple[int, NDArray[np.int64]] | None = None
         if self._masked:
             draw_masks(0, model.n_leaves, self.mask_seed, 0, mask_rate)  # fail now, not at step 0
@@ -246,6 +232,7 @@ class FreshBatches:
             chunk.labels[tokens],
             None if chunk.where is None else chunk.where[tokens],
             None if chunk.law is None else chunk.law[tokens],
+            None if chunk.times is None else chunk.times[rows],
         )
 
     def _draw(self, number: int) -> tuple[Batch, list[int]]:
@@ -270,7 +257,8 @@ class FreshBatches:
             hidden = np.concatenate(
                 [draw_masks(n, length, self.mask_seed, self.start + i, rate) for i, n in ranges]
             )
-        chunk = make_batch(leaves, roots, hidden, self.model.mask_token, self.task, targets)
+        noisy = None if self.noise is None else self.noise.presentations(leaves, ranges)
+        chunk = make_batch(leaves, roots, hidden, self.model.mask_token, self.task, targets, noisy)
         bounds = [0, *(chunk.mask.view(n_batches, -1).sum(1).cumsum(0).tolist())]
         where = chunk.where
         if where is not None:
@@ -279,30 +267,44 @@ class FreshBatches:
             bounds = [i * size for i in range(n_batches + 1)]
         law = None
         if self.judge is not None:
-            found = exact_law(self.judge, self.task, leaves, hidden,
+            fields = None if self.noise is None or noisy is None else self.noise.log_fields(*noisy)
+            found = exact_law(self.judge, self.task, leaves, hidden, log_fields=fields,
                               ancestor_level=self.ancestor_level, dtype="float32")  # fmt: skip
             law = torch.from_numpy(np.nan_to_num(found, copy=False, nan=0.0))
-        chunk = Batch(
-            chunk.tokens, chunk.mask, chunk.targets, chunk.roots, chunk.labels, where, law
-        )
+        chunk = replace(chunk, where=where, law=law)
         return (chunk if self.device.type == "cpu" else chunk.to(self.device)), bounds
 
     def _rows(self, first: int, n: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Leaves, roots and targets of presentations ``first … first + n - 1``."""
         if self.train_size is None:
             return self._sample(self.start + first, n)
-        if self._fixed is None:
-            self._fixed = self._sample(self.start, self.train_size)
         picks = []
         while n:
             epoch, within = divmod(first, self.train_size)
             if self._order is None or self._order[0] != epoch:
-                self._order = (epoch, epoch_order(self.train_size, self.seed, epoch))
+                self._order = (epoch, epoch_order(self.train_size, self.order_seed, epoch))
             picks.append(self._order[1][within : within + n])
             first, n = first + len(picks[-1]), n - len(picks[-1])
         chosen = np.concatenate(picks)
-        leaves, roots, targets = self._fixed
+        leaves, roots, targets = self._all()
         return leaves[chosen], roots[chosen], targets[chosen]
+
+    def rows(self) -> NDArray[Any]:
+        """(P, L) leaves of the training set.
+
+        Raises
+        ------
+        hfilter.errors.ArgumentError
+            Without a ``train_size``.
+        """
+        if self.train_size is None:
+            raise ArgumentError("fresh rows at every step are no set; give train_size")
+        return self._all()[0]
+
+    def _all(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        if self._fixed is None:
+            self._fixed = self._sample(self.start, self.train_size or 0)
+        return self._fixed
 
     def _sample(self, first: int, n: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         level = self.ancestor_level
@@ -310,56 +312,3 @@ class FreshBatches:
             n, seed=self.seed, start=first, levels=None if level is None else [level]
         )
         return sample.leaves, sample.roots, task_targets(self.task, sample, level)
-
-
-def task_targets(task: TaskName, sample: Any, ancestor_level: int | None) -> NDArray[Any]:
-    """What is to be named: (n, L) leaves or ancestors, or (n,) roots, of a drawn sample."""
-    if task == "root":
-        return np.asarray(sample.roots)
-    if task != "ancestor":
-        return np.asarray(sample.leaves)
-    nodes = sample.levels[ancestor_level]
-    return np.repeat(nodes, sample.leaves.shape[1] // nodes.shape[1], axis=1)
-
-
-def make_batch(
-    leaves: NDArray[Any],
-    roots: NDArray[Any],
-    mask: NDArray[np.bool_] | None,
-    mask_token: int,
-    task: TaskName,
-    targets: NDArray[Any] | None = None,
-) -> Batch:
-    """A :class:`Batch` from NumPy rows.
-
-    Parameters
-    ----------
-    leaves, roots : (n, L) and (n,) integer arrays
-        The truth.
-    mask : (n, L) bool array, optional
-        Leaves to hide; needed for ``"mlm"``, where they are what is scored.
-    mask_token
-        q.
-    task
-    targets : (n, L) integer array, optional
-        The ancestors, for ``"ancestor"``; the other tasks take theirs from the truth.
-    """
-    tokens = torch.from_numpy(leaves.astype(np.int64))
-    root = torch.from_numpy(roots.astype(np.int64))
-    truth = tokens
-    if mask is not None:
-        hidden = torch.from_numpy(np.ascontiguousarray(mask))
-        tokens = tokens.masked_fill(hidden, mask_token)
-    if task == "root":
-        return Batch(tokens, torch.zeros_like(truth, dtype=torch.bool), root, root, root)
-    if task == "ancestor":
-        if targets is None:
-            raise ArgumentError('the task "ancestor" needs targets, the ancestors (n, L)')
-        truth = torch.from_numpy(targets.astype(np.int64))
-    if task == "mlm":
-        if mask is None:
-            raise ArgumentError('the task "mlm" needs a mask: its hidden leaves are what is asked')
-        where = hidden.flatten().nonzero().squeeze(1)
-        return Batch(tokens, hidden, truth, root, truth.flatten()[where], where)
-    everywhere = torch.ones_like(truth, dtype=torch.bool)
-    return Batch(tokens, everywhere, truth, root, truth.flatten())

@@ -23,7 +23,12 @@ except ImportError as error:  # hfilter.learn.missing_package is out of bounds h
 
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.learn.architecture import EncoderConfig, Sizes, check_integer
-from hfilter.learn.layers import Attention, EncoderLayer, sinusoidal_positions
+from hfilter.learn.layers import (
+    Attention,
+    EncoderLayer,
+    sinusoidal_positions,
+    sinusoidal_times,
+)
 from hfilter.learn.sites import Edit, Look
 
 __all__ = [
@@ -65,7 +70,12 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.n_embedded, config.d_model)  # N(0, 1) rows
+        self.embedding: nn.Embedding | nn.Linear
+        if config.readout == "denoise":  # noisy one-hot leaves are a mixture of rows
+            self.embedding = nn.Linear(config.vocab_size, config.d_model)
+            self.time = nn.Linear(config.time_embedding, config.d_model)
+        else:
+            self.embedding = nn.Embedding(config.n_embedded, config.d_model)  # N(0, 1) rows
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(config.n_leaves, config.d_model))
         elif config.positions == "sinusoidal":
@@ -90,30 +100,34 @@ class Encoder(nn.Module):
                 nn.Linear(config.probe_hidden, config.n_outputs),
             )
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, times: Tensor | int | None = None) -> Tensor:
         """Logits for a batch of sequences.
 
         Parameters
         ----------
         tokens : (n, L) integer tensor
             Symbols 0 … q - 1, and q for a masked leaf (not for ``"root"``, unless
-            ``masked_root``).
+            ``masked_root``). For ``"denoise"``: (n, L, q) floating tensor, noisy one-hot leaves.
+        times : (n,) integer tensor or int
+            For ``"denoise"``, and needed there: the step of the noise of each sequence.
 
         Returns
         -------
         Tensor
-            (n, L, q) for ``readout`` ``"mlm"`` and ``"causal"`` (row j sees tokens 0 … j - 1),
-            (n, L, n_classes) for ``"ancestor"``, (n, n_classes) for ``"root"``. With
+            (n, L, q) for ``readout`` ``"mlm"``, ``"denoise"`` and ``"causal"`` (row j sees tokens
+            0 … j - 1), (n, L, n_classes) for ``"ancestor"``, (n, n_classes) for ``"root"``. With
             ``link="log"``, logarithms of numbers that need not sum to one.
 
         Raises
         ------
         hfilter.errors.ShapeError, hfilter.errors.DTypeError
-            For tokens of another shape or of a floating dtype.
+            For tokens or times of another shape or dtype.
         hfilter.errors.ArgumentError
-            For a token outside the alphabet (looked for on the CPU only, where it costs nothing).
+            For a token outside the alphabet, noise that is not finite or a negative time (looked
+            for on the CPU only, where it costs nothing), and for times that are missing or of no
+            use.
         """
-        x = self._embedded(tokens)
+        x = self._embedded(tokens, times)
         for layer in self.layers:
             x = layer(x)
         return self.decode(x)
@@ -121,6 +135,7 @@ class Encoder(nn.Module):
     def trace(
         self,
         tokens: Tensor,
+        times: Tensor | int | None = None,
         *,
         edits: Mapping[str, Edit] | None = None,
         names: Iterable[str] | None = None,
@@ -133,7 +148,8 @@ class Encoder(nn.Module):
 
         Parameters
         ----------
-        tokens : (n, L) integer tensor
+        tokens, times
+            As :meth:`forward`.
         edits
             By site name: a tensor or a number that takes the activation's place (broadcast to its
             shape, cast to its dtype and device), or a function of the activation that returns
@@ -181,7 +197,7 @@ class Encoder(nn.Module):
         (True, False)
         """
         look = Look(self.sites(), edits, names)
-        x = look("embed", self._embedded(tokens))
+        x = look("embed", self._embedded(tokens, times))
         for i, layer in enumerate(self.layers):
             x = layer(x, look, f"layers.{i}")
         return self.decode(x, look), look.seen
@@ -215,12 +231,23 @@ class Encoder(nn.Module):
         # ReLU, not a clamp: its gradient at 0 is 0, where that of the logarithm is not finite.
         return logits if self.config.link == "logit" else F.relu(logits).log()
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        self._check(tokens)
-        tokens = tokens.long()
-        if self.config.readout == "causal":
-            tokens = F.pad(tokens[:, :-1], (1, 0), value=self.config.vocab_size)
-        x: Tensor = self.embedding(tokens)
+    def _embedded(self, tokens: Tensor, times: Tensor | int | None = None) -> Tensor:
+        x: Tensor
+        if self.config.readout == "denoise":
+            steps = self._check_noisy(tokens, times)
+            weight = self.time.weight
+            code = sinusoidal_times(steps.to(weight.device), self.config.time_embedding)
+            x = self.embedding(tokens.to(weight.dtype)) + self.time(code.to(weight.dtype))[:, None]
+        else:
+            self._check(tokens)
+            if times is not None:
+                raise ArgumentError(
+                    f"times are for readout='denoise' only, not for {self.config.readout!r}"
+                )
+            tokens = tokens.long()
+            if self.config.readout == "causal":
+                tokens = F.pad(tokens[:, :-1], (1, 0), value=self.config.vocab_size)
+            x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions
         if self.config.pooling == "class":
@@ -246,6 +273,33 @@ class Encoder(nn.Module):
                     f"tokens must be in 0 … {self.config.n_embedded - 1} "
                     f"(readout {self.config.readout!r}), got {low} … {high}"
                 )
+
+    def _check_noisy(self, x: Tensor, times: Tensor | int | None) -> Tensor:
+        """The times as a tensor, if they and the noisy leaves are what they should be."""
+        shape = (self.config.n_leaves, self.config.vocab_size)
+        wanted = f"readout 'denoise' reads noisy one-hot leaves, floating of shape (n, {shape[0]}, "
+        wanted += f"{shape[1]}), and their times"
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise DTypeError(f"{wanted}, got {what}; hfilter.noising makes them")
+        if x.ndim != 3 or x.shape[1:] != shape:
+            raise ShapeError(f"{wanted}, got shape {tuple(x.shape)}")
+        if times is None:
+            raise ArgumentError(f"{wanted}, got no times; give the step of the noise, 1 … T")
+        if isinstance(times, int) and not isinstance(times, bool):
+            times = torch.full(x.shape[:1], times)
+        if not isinstance(times, Tensor) or times.dtype not in _INTEGER_DTYPES:
+            what = times.dtype if isinstance(times, Tensor) else type(times).__name__
+            raise DTypeError(f"times must be an int or a tensor of integers, got {what}")
+        if times.shape != x.shape[:1]:
+            raise ShapeError(f"times must have shape ({x.shape[0]},), got {tuple(times.shape)}")
+        if torch.compiler.is_compiling():
+            return times
+        if x.device.type == "cpu" and not bool(torch.isfinite(x).all()):
+            raise ArgumentError("noisy leaves must be finite, got NaN or infinity among them")
+        if times.device.type == "cpu" and times.numel() and int(times.min()) < 0:
+            raise ArgumentError(f"times must be at least 0, got {int(times.min())}")
+        return times
 
     def truncated(self, n_layers: int) -> Encoder:
         """A copy with the first layers only, the read-out kept; shares no memory with this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
@@ -48,7 +49,20 @@ def check_fit(model: TreeModel, encoder: EncoderConfig, config: TrainConfig, cal
         wanted["n_classes"], got["n_classes"] = model.alphabets[level], encoder.n_outputs
     if wanted != got:
         raise ArgumentError(f"encoder_config must fit the model: wanted {wanted}, got {got}")
+    if encoder.readout != "denoise":
+        plain = {f.name: f.default for f in fields(config)}
+        for name in ("noise", "noise_steps", "eval_time"):
+            if getattr(config, name) != plain[name]:
+                raise ArgumentError(
+                    f"{name} is for readout='denoise' only, got {getattr(config, name)!r} with "
+                    f"readout={encoder.readout!r}; leave it out"
+                )
     hides = config.mask_rate is not None or config.train_mask_rate is not None
+    if encoder.readout == "denoise" and hides:
+        raise ArgumentError(
+            "mask_rate hides leaves, and the task 'denoise' shows all of them under noise; leave "
+            "it out"
+        )
     if encoder.readout == "root" and hides and not encoder.masked_root:
         raise ArgumentError(
             "mask_rate hides leaves, and this root read-out has no token for a hidden one; say "

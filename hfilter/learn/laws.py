@@ -1,8 +1,9 @@
 """What is asked of each scored token, and its exact answer. NumPy alone; knows no torch.
 
-Four tasks: ``"mlm"`` names the hidden leaves from the others; ``"root"`` names the root;
+Five tasks: ``"mlm"`` names the hidden leaves from the others; ``"root"`` names the root;
 ``"causal"`` names every leaf from those before it; ``"ancestor"`` names, at every leaf, its ancestor
-at one level, from all leaves. Scored tokens are always in row-major order.
+at one level, from all leaves; ``"denoise"`` names every leaf from all of them under Gaussian noise.
+Scored tokens are always in row-major order.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "TaskName", "check_task", "exact_law", "exact_levels", "window_law"]
 
-TaskName = Literal["mlm", "root", "causal", "ancestor"]
+TaskName = Literal["mlm", "root", "causal", "ancestor", "denoise"]
 
-#: The four tasks by name.
+#: The five tasks by name.
 TASKS: tuple[str, ...] = get_args(TaskName)
 
 _BLOCK_ROWS = 8192  # rows per inference call: enough to be fast, few enough to fit a cache
@@ -67,6 +68,7 @@ def exact_law(
     mask: NDArray[np.bool_] | None = None,
     *,
     ancestor_level: int | None = None,
+    log_fields: NDArray[Any] | None = None,
     dtype: str = "float64",
 ) -> NDArray[Any]:
     """The exact posterior of every scored token, by BP at the model's filter level.
@@ -81,6 +83,9 @@ def exact_law(
         Leaves hidden from BP; under ``"mlm"``, where it is needed, the scored ones.
     ancestor_level
         For ``"ancestor"``.
+    log_fields : (n, L, q) array, optional
+        For ``"denoise"``, and needed there: log-likelihood of each symbol at each leaf, as noise
+        leaves it, see :meth:`hfilter.learn.noise.Noise.log_fields`.
     dtype
         ``"float32"`` or ``"float64"``.
 
@@ -100,6 +105,8 @@ def exact_law(
     """
     if task == "mlm" and mask is None:
         raise ArgumentError('the task "mlm" needs a mask: its hidden leaves are what is asked')
+    if task == "denoise" and log_fields is None:
+        raise ArgumentError('the task "denoise" needs log_fields: what the noise lets through')
     parts = []
     for first in range(0, max(1, len(leaves)), _BLOCK_ROWS):
         rows = slice(first, first + _BLOCK_ROWS)
@@ -108,6 +115,8 @@ def exact_law(
             law = model.root_posterior(seen, hidden, dtype=dtype)
         elif task == "causal":
             law = model.next_token(seen, hidden, dtype=dtype)
+        elif log_fields is not None:
+            law = model.infer(log_fields=log_fields[rows], dtype=dtype).leaves
         elif task == "ancestor":
             level = check_int("ancestor_level", ancestor_level, 0, model.depth)
             nodes = model.infer(seen, hidden, dtype=dtype, levels=[level]).level(level)

@@ -157,6 +157,35 @@ def rotary_angles(length: int, width: int) -> Tensor:
     return steps * 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
 
+def sinusoidal_times(times: Tensor, width: int) -> Tensor:
+    """The code of each step: column 2i is sin(t w_i), 2i + 1 cos(t w_i), w_i = 10000^(-2i/width).
+
+    Parameters
+    ----------
+    times : (n,) integer Tensor
+    width
+        Even.
+
+    Returns
+    -------
+    Tensor
+        (n, width) float32, computed in float64.
+
+    Notes
+    -----
+    Source: Ho, Jain and Abbeel 2020, arXiv 2006.11239, appendix B.
+
+    Examples
+    --------
+    >>> sinusoidal_times(torch.tensor([0, 1]), 2)
+    tensor([[0.0000, 1.0000],
+            [0.8415, 0.5403]])
+    """
+    pairs = torch.arange(0, width, 2, dtype=torch.float64, device=times.device)
+    angles = times[:, None] * 10000.0 ** (-pairs / width)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).float()
+
+
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     """Fixed positions: column 2i is sin(t w_i), column 2i + 1 cos(t w_i), w_i = 10000^(-2i/d).
 

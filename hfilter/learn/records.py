@@ -223,7 +223,7 @@ def locked(run: Path) -> Iterator[None]:
 def read_log(path: str | os.PathLike[str]) -> list[Record]:
     """The records of a ``log.jsonl`` (or of the run folder that holds it).
 
-    ``kl`` is by integer k and ``kl_window`` by integer height.
+    ``kl`` and ``train_kl`` are by integer k and ``kl_window`` by integer height.
 
     A last line that was cut short is left out: it is what a killed run leaves.
 
@@ -243,7 +243,9 @@ def read_log(path: str | os.PathLike[str]) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            for name in ("kl", "kl_window"):
+            for name in ("kl", "kl_window", "train_kl"):
+                if name == "train_kl" and name not in record:
+                    continue
                 found = record[name] if name == "kl" else record.get(name, {})
                 record[name] = {int(k): value for k, value in found.items()}
             if not isinstance(record["step"], int):
@@ -318,6 +320,7 @@ class Log:
             "exact_accuracy": self.held_out.exact_accuracy[self.own_level],
             "kl": scores.kl,
             "kl_window": scores.kl_window,
+            **scores.more,
             "lr": lr,
             "sequences_per_second": drawn / state.seconds if state.seconds > 0 else None,
             "elapsed": self.elapsed(),

@@ -74,7 +74,7 @@ class Stepper:
             self._seed(state.step + 1)
         optimiser.set_rates(config.rate_factor(state.step))
         with self._autocast:
-            logits = self.forward(batch.tokens)
+            logits = self.forward(*batch.inputs)
         loss = task_loss(logits, batch)
         if self.shared is None:
             optimiser.forget_gradients()

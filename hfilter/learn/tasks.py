@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +18,18 @@ except ImportError as error:
     raise missing_package(error) from error
 
 from hfilter.checks import check_int
-from hfilter.errors import DTypeError, ShapeError
-from hfilter.learn.data import Batch, TaskName, make_batch, task_targets
-from hfilter.learn.laws import check_task, exact_law, exact_levels, window_law
+from hfilter.errors import ArgumentError, DTypeError, ShapeError
+from hfilter.learn.batches import Batch, make_batch, task_targets
+from hfilter.learn.laws import TaskName, check_task, exact_law, exact_levels, window_law
 from hfilter.learn.masks import HELD_OUT_START, draw_masks
+from hfilter.learn.noise import Noise
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from hfilter.exact import TreeModel
+
+_MOST_DRAWS = 100  # times as many rows as are wanted, in search of new ones
 
 
 def scored(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -85,12 +90,15 @@ class Scores:
     kl_window : dict of float
         ``kl_window[h]`` = mean KL(W_h || network), W_h being the exact law given only the leaf's
         own subtree of height h; for masked leaves, and empty for other tasks.
+    more : dict
+        What else a task has to say, by the name it has in a record.
     """
 
     cross_entropy: float
     accuracy: float
     kl: dict[int, float]
     kl_window: dict[int, float] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class HeldOut:
@@ -101,7 +109,7 @@ class HeldOut:
     model : TreeModel
         The law of the data, at its own filter level.
     task
-        ``"mlm"``, ``"root"``, ``"causal"`` or ``"ancestor"``.
+        ``"mlm"``, ``"root"``, ``"causal"``, ``"ancestor"`` or ``"denoise"``.
     n
         Number of sequences.
     seed, start
@@ -113,6 +121,11 @@ class HeldOut:
         Which BP_k to compare with; by default all of 0 … depth that can answer.
     ancestor_level
         Level of the ancestors, for ``"ancestor"``.
+    noise, times
+        For ``"denoise"``, and needed there: the noise, and the time of every row: one number, or
+        (n,) of them.
+    excluding : (P, L) integer array, optional
+        Sequences that the set must not hold: rows that do are passed over.
 
     Attributes
     ----------
@@ -151,6 +164,9 @@ class HeldOut:
         mask_rate: float | None = None,
         filter_levels: Sequence[int] | None = None,
         ancestor_level: int | None = None,
+        noise: Noise | None = None,
+        times: int | NDArray[np.int64] | None = None,
+        excluding: NDArray[Any] | None = None,
     ) -> None:
         check_int("n", n, 1)
         check_task(model, task, ancestor_level)
@@ -161,14 +177,19 @@ class HeldOut:
             levels = tuple(
                 check_int("filter_levels: each", k, 0, model.depth) for k in filter_levels
             )
-        above = None if ancestor_level is None else [ancestor_level]
-        sample = model.sample(n, seed=seed, start=start, levels=above)
+        leaves, roots, targets = _drawn(model, task, n, seed, start, ancestor_level, excluding)
+        noisy = fields = None
+        if task == "denoise":
+            if noise is None or times is None:
+                raise ArgumentError('the task "denoise" needs noise and times')
+            when = np.broadcast_to(np.asarray(times, dtype=np.int64), (n,)).copy()
+            noisy = (noise.noisy(leaves, when, "held_out", start), when)
+            fields = noise.log_fields(*noisy)
         mask = None
         if task == "mlm" or mask_rate is not None:
             mask = draw_masks(n, model.n_leaves, seed, start, mask_rate)
-        targets = task_targets(task, sample, ancestor_level)
         self.task = task
-        self.batch = make_batch(sample.leaves, sample.roots, mask, model.mask_token, task, targets)
+        self.batch = make_batch(leaves, roots, mask, model.mask_token, task, targets, noisy)
         self.exact: dict[int, Tensor] = {}
         self.windows: dict[int, Tensor] = {}
         self.exact_cross_entropy: dict[int, float] = {}
@@ -177,7 +198,9 @@ class HeldOut:
         truth = self.batch.labels.numpy()
         for k in sorted({*levels, model.filter_level}):
             judge = model.filtered(k)
-            law = exact_law(judge, task, sample.leaves, mask, ancestor_level=ancestor_level)
+            law = exact_law(
+                judge, task, leaves, mask, ancestor_level=ancestor_level, log_fields=fields
+            )
             defined = ~np.isnan(law[:, 0])
             self.exact[k] = torch.from_numpy(law.astype(np.float32))
             self.undefined[k] = int((~defined).sum())
@@ -189,7 +212,7 @@ class HeldOut:
             self.exact_accuracy[k] = float(hits.mean()) if len(law) else float("nan")
         if task == "mlm" and mask is not None:
             for h in range(model.depth + 1):
-                law = window_law(model, h, sample.leaves, mask)
+                law = window_law(model, h, leaves, mask)
                 self.windows[h] = torch.from_numpy(law.astype(np.float32))
         self.floor = self.exact_cross_entropy[model.filter_level]
 
@@ -198,7 +221,7 @@ class HeldOut:
 
         Draws no random number, so that evaluating more or less often changes no run.
         """
-        logits = predict(network, self.batch.tokens, batch_size)
+        logits = predict(network, self.batch.tokens, batch_size, self.batch.times)
         logits, truth = scored(logits, self.batch)
         own = next(iter(self.exact.values()))
         if logits.shape != own.shape:
@@ -216,7 +239,9 @@ class HeldOut:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tensor:
+def predict(
+    network: nn.Module, tokens: Tensor, batch_size: int = 1024, times: Tensor | None = None
+) -> Tensor:
     """Logits of a network in evaluation mode, block by block, on the CPU in float32 or better.
 
     Parameters
@@ -225,9 +250,11 @@ def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tenso
         Tokens in, logits out, such as :class:`hfilter.learn.encoder.Encoder`; its training mode is
         restored afterwards.
     tokens : (n, L) integer tensor
-        With the mask token where a leaf is hidden; no NumPy array.
+        With the mask token where a leaf is hidden; no NumPy array. Or (n, L, q) noisy leaves.
     batch_size
         Rows per forward pass.
+    times : (n,) integer tensor, optional
+        Of noisy leaves: what the network is called with besides.
 
     Returns
     -------
@@ -240,15 +267,47 @@ def predict(network: nn.Module, tokens: Tensor, batch_size: int = 1024) -> Tenso
             f"tokens must be a torch tensor of integers, got {type(tokens).__name__}; "
             "torch.from_numpy(array) makes one of an array"
         )
+    given = (tokens,) if times is None else (tokens, times)
     training = network.training
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     network.eval()
     try:
-        parts = [network(rows.to(device)).cpu() for rows in torch.split(tokens, batch_size)]
+        blocks = [torch.split(part, batch_size) for part in given]
+        parts = [network(*(x.to(device) for x in rows)).cpu() for rows in zip(*blocks, strict=True)]
     finally:
         network.train(training)
     logits = torch.cat(parts)
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _drawn(
+    model: TreeModel,
+    task: TaskName,
+    n: int,
+    seed: int,
+    start: int,
+    ancestor_level: int | None,
+    excluding: NDArray[Any] | None,
+) -> tuple[NDArray[Any], ...]:
+    """Leaves, roots and targets of the first n rows from ``start`` on that are not excluded."""
+    above = None if ancestor_level is None else [ancestor_level]
+    known = set() if excluding is None else {row.tobytes() for row in excluding}
+    parts: list[tuple[NDArray[Any], ...]] = []
+    found = drawn = 0
+    while found < n:
+        if drawn >= _MOST_DRAWS * n:
+            raise ArgumentError(
+                f"of {drawn} held-out sequences only {found} are not in the training set, {n} are "
+                'wanted; make n_eval or train_size smaller, or say held_out="index"'
+            )
+        sample = model.sample(n, seed=seed, start=start + drawn, levels=above)
+        rows = (sample.leaves, sample.roots, task_targets(task, sample, ancestor_level))
+        if known:
+            new = np.array([row.tobytes() not in known for row in sample.leaves])
+            rows = tuple(part[new] for part in rows)
+        parts.append(rows)
+        found, drawn = found + len(rows[0]), drawn + n
+    return tuple(np.concatenate(part)[:n] for part in zip(*parts, strict=True))
 
 
 def _mean_kl(law: Tensor, log_q: Tensor) -> float:

@@ -29,11 +29,13 @@ from hfilter.learn.checkpoint import (
 )
 from hfilter.learn.config import TrainConfig, log_spaced
 from hfilter.learn.data import FreshBatches
+from hfilter.learn.denoising import held_out_of
 from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.entry import check_fit, open_device, open_start
 from hfilter.learn.freezing import freeze_, weights_digest
 from hfilter.learn.initial import init_gamma_
 from hfilter.learn.interruption import BetweenSteps
+from hfilter.learn.noise import schedule_of
 from hfilter.learn.optimisers import Optimiser
 from hfilter.learn.parallel import Team, assemble, held, led
 from hfilter.learn.records import (
@@ -127,7 +129,12 @@ def train(
     ``cross_entropy``, ``floor`` (the exact posterior's cross-entropy), ``accuracy``,
     ``exact_accuracy``, ``kl``, KL(BP_k || network) by filter level k, and ``kl_window``, KL(W_h ||
     network) by height of the window (masked leaves only), all in nats per scored token; ``lr``;
-    ``sequences_per_second`` of training since the last record and ``elapsed`` seconds.
+    ``sequences_per_second`` of training since the last record and ``elapsed`` seconds. A denoiser is
+    scored at the time ``config.time_of_evaluation``; ``loss_all_times``, ``floor_all_times`` and
+    ``kl_all_times`` (of the model's own BP) are means over 1 … T. Where the training set is finite,
+    ``train_cross_entropy``, ``train_floor``, ``train_accuracy``, ``train_exact_accuracy``,
+    ``train_kl``, ``train_loss_all_times``, ``train_floor_all_times`` and ``train_kl_all_times`` are
+    the same on its first ``n_eval`` rows, under noise that training does not use.
 
     Raises
     ------
@@ -163,14 +170,7 @@ def train(
     run = Path(folder)
     team, device = assemble(device)
     batches = _batches(model, encoder_config, config, team, device)
-    held_out = HeldOut(
-        model,
-        encoder_config.readout,
-        config.n_eval,
-        seed=batches.seed,
-        mask_rate=config.mask_rate,
-        ancestor_level=config.ancestor_level,
-    )
+    held_out = held_out_of(batches, config)
     if config.stop_at is not None and not held_out.floor > 1e-9:
         raise ArgumentError(
             f"stop_at is a fraction of the exact floor, which is {held_out.floor:.3g} here; "
@@ -295,6 +295,7 @@ def _keep(run: Path, encoder: Encoder, config: TrainConfig, step: int, team: Tea
 def _batches(
     model: TreeModel, encoder: EncoderConfig, config: TrainConfig, team: Team, device: torch.device
 ) -> FreshBatches:
+    noisy = encoder.readout == "denoise"
     return FreshBatches(
         model,
         config.batch_size,
@@ -308,6 +309,8 @@ def _batches(
         targets=config.targets,
         target_level=config.target_level,
         train_size=config.train_size,
+        schedule=schedule_of(config.noise, config.noise_steps) if noisy else None,
+        noise_seed=config.seed if noisy else None,
         rank=team.rank,
         world=team.world,
     )
