@@ -293,7 +293,10 @@ def test_truncated_copies():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"readout": "next"}, "readout must be one of mlm, root, causal, ancestor, got 'next'"),
+        (
+            {"readout": "next"},
+            "readout must be one of mlm, root, causal, ancestor, denoise, got 'next'",
+        ),
         ({"pooling": "max"}, "pooling must be one of flat, mean, class"),
         ({"activation": "tanh"}, "activation must be one of relu, gelu"),
         ({"link": "exp"}, "link must be one of logit, log"),

@@ -15,6 +15,8 @@ import hfilter.learn.laws as laws_module
 from hfilter.errors import ArgumentError
 from hfilter.learn.laws import TASKS, check_task, exact_law, exact_levels, window_law
 from hfilter.learn.masks import HELD_OUT_START, draw_masks, epoch_order
+from hfilter.noising.gaussian import integers, noise_leaves
+from hfilter.noising.schedule import Schedule
 
 
 @pytest.mark.parametrize(("name", "k"), PAIRS, ids=PAIR_IDS)
@@ -119,12 +121,27 @@ def test_batches_of_every_task(model, task, train_size, targets) -> None:  # typ
     drawn = model.sample(50, seed=5, start=40, levels=[1])
     leaves, roots = drawn.leaves[rows], drawn.roots[rows]
     masks = draw_masks(42, 8, seed=5, start=40, rate=0.4) if task == "mlm" else None
-    law = exact_law(model, task, leaves, masks, ancestor_level=level, dtype="float32")
+    noisy = fields = times = None
+    if task == "denoise":
+        schedule, times = Schedule.published(), integers(5, "times", 0, 42, 1, 501)
+        noisy = noise_leaves(leaves, schedule.signal(times).astype(np.float32),
+                             schedule.sigma(times).astype(np.float32), 4, 5, "train", 0)  # fmt: skip
+        fields = noisy * schedule.intensity(times)[:, None, None]
+    law = exact_law(model, task, leaves, masks, ancestor_level=level, log_fields=fields,
+                    dtype="float32")  # fmt: skip
     done = 0
     for step, batch in enumerate(expected):
         part = slice(6 * step, 6 * step + 6)
         assert np.array_equal(batch.roots.numpy(), roots[part])
-        visible = leaves[part] if masks is None else np.where(masks[part], 4, leaves[part])
+        if noisy is not None:
+            assert np.array_equal(batch.times.numpy(), times[part])
+        visible = (
+            noisy[part]
+            if noisy is not None
+            else leaves[part]
+            if masks is None
+            else np.where(masks[part], 4, leaves[part])
+        )
         assert np.array_equal(batch.tokens.numpy(), visible)
         truth = {"root": roots, "ancestor": drawn.levels[1][rows].repeat(4, 1)}.get(task, leaves)
         assert np.array_equal(batch.targets.numpy(), truth[part])
@@ -142,7 +159,8 @@ def test_batches_of_every_task(model, task, train_size, targets) -> None:  # typ
                  for r in range(3)]  # fmt: skip
         for t in (6, 0, 3):
             parts = [source.batch(t) for source in ranks]
-            for name in ("tokens", "targets", "labels", *(["law"] * (targets == "posterior"))):
+            more = [*(["law"] * (targets == "posterior")), *(["times"] * (task == "denoise"))]
+            for name in ("tokens", "targets", "labels", *more):
                 together = torch.cat([getattr(part, name) for part in parts])
                 assert torch.equal(together, getattr(expected[t], name))
 

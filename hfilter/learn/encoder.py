@@ -279,18 +279,21 @@ class Encoder(nn.Module):
         shape = (self.config.n_leaves, self.config.vocab_size)
         wanted = f"readout 'denoise' reads noisy one-hot leaves, floating of shape (n, {shape[0]}, "
         wanted += f"{shape[1]}), and their times"
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise DTypeError(f"{wanted}, got {what}; hfilter.noising makes them")
+        if not isinstance(x, Tensor):
+            raise DTypeError(f"{wanted}, got {type(x).__name__}; torch.from_numpy(array) makes one")
+        if not x.is_floating_point():
+            raise DTypeError(f"{wanted}, got {x.dtype}; hfilter.noising makes them of leaves")
         if x.ndim != 3 or x.shape[1:] != shape:
             raise ShapeError(f"{wanted}, got shape {tuple(x.shape)}")
         if times is None:
             raise ArgumentError(f"{wanted}, got no times; give the step of the noise, 1 … T")
         if isinstance(times, int) and not isinstance(times, bool):
             times = torch.full(x.shape[:1], times)
-        if not isinstance(times, Tensor) or times.dtype not in _INTEGER_DTYPES:
-            what = times.dtype if isinstance(times, Tensor) else type(times).__name__
-            raise DTypeError(f"times must be an int or a tensor of integers, got {what}")
+        if not isinstance(times, Tensor):
+            kind = type(times).__name__
+            raise DTypeError(f"times must be an int or a tensor of integers, got {kind}")
+        if times.dtype not in _INTEGER_DTYPES:
+            raise DTypeError(f"times must be an int or a tensor of integers, got {times.dtype}")
         if times.shape != x.shape[:1]:
             raise ShapeError(f"times must have shape ({x.shape[0]},), got {tuple(times.shape)}")
         if torch.compiler.is_compiling():

@@ -31,7 +31,7 @@ def init_gamma_(
 
     d_in is the number of inputs a matrix sums over: its columns, for the token embedding its rows
     (of which a one-hot token picks one), for learned positions the number of positions (the class
-    vector, its own position, is drawn with them). The matrices that write into the residual stream,
+    vector, its own position, is drawn with them). The code of a denoiser's times counts as embedding. The matrices that write into the residual stream,
     ``attention.out`` and ``down``, are divided by sqrt(2 n_layers) in addition. Norms stay as they
     are.
 
@@ -103,7 +103,11 @@ def _scale(part: str, d_in: int, gamma: float) -> float:
 def _matrices(encoder: Encoder) -> Iterator[tuple[str, Tensor, Tensor | None, int, float]]:
     """(part, weight, bias, d_in, additional factor) of every matrix."""
     config = encoder.config
-    yield "embedding", encoder.embedding.weight, None, config.n_embedded, 1.0
+    table = encoder.embedding
+    offset = table.bias if isinstance(table, nn.Linear) else None
+    yield "embedding", table.weight, offset, config.n_embedded, 1.0
+    if offset is not None:
+        yield "embedding", encoder.time.weight, encoder.time.bias, config.time_embedding, 1.0
     if isinstance(encoder.positions, nn.Parameter):
         yield "embedding", encoder.positions, None, config.n_positions, 1.0
     if config.pooling == "class":

@@ -105,8 +105,11 @@ def exact_law(
     """
     if task == "mlm" and mask is None:
         raise ArgumentError('the task "mlm" needs a mask: its hidden leaves are what is asked')
-    if task == "denoise" and log_fields is None:
-        raise ArgumentError('the task "denoise" needs log_fields: what the noise lets through')
+    if (task == "denoise") != (log_fields is not None):
+        raise ArgumentError(
+            'log_fields, what the noise lets through, are needed for the task "denoise" and for no '
+            f'other; got {"none" if log_fields is None else "some"} for "{task}"'
+        )
     parts = []
     for first in range(0, max(1, len(leaves)), _BLOCK_ROWS):
         rows = slice(first, first + _BLOCK_ROWS)

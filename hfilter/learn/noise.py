@@ -122,4 +122,5 @@ class Noise:
 
     def log_fields(self, x: NDArray[Any], times: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, L, q) log-likelihood of each symbol, up to a number per leaf: x_t signal / sigma²."""
-        return x * self.schedule.intensity(times)[:, None, None]
+        intensity: NDArray[np.float64] = self.schedule.intensity(times)
+        return x * intensity[:, None, None]

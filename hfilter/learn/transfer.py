@@ -10,6 +10,7 @@ from typing import Any
 
 try:
     import torch
+    from torch import Tensor, nn
 except ImportError as error:
     from hfilter.learn import missing_package
 
@@ -27,8 +28,8 @@ __all__ = ["Transfer", "transfer"]
 # What may differ between source and target: nothing of it has weights that go over.
 _OPTIONS = (
     *("dropout", "pooling", "masked_root", "n_classes", "probe_hidden", "link", "causal"),
-    "n_layers",
-)
+    "n_layers", "time_embedding",
+)  # fmt: skip
 _READOUT = ("readout", "n_outputs", "pooling", "probe_hidden", "link")
 
 
@@ -73,7 +74,7 @@ def transfer(
     ----------
     source : Encoder or path
         Trained on its own task; unchanged. A path is opened by ``load_encoder``.
-    readout : {"mlm", "root", "causal", "ancestor"}
+    readout : {"mlm", "root", "causal", "ancestor", "denoise"}
         The new task.
     freeze : bool or int
         True: embedding and all layers, so that only the read-out trains, and what is new in the
@@ -86,7 +87,7 @@ def transfer(
         Draw the read-out anew; unless given, it is kept where task and shape are the source's.
     **options
         ``dropout``, ``pooling``, ``masked_root``, ``n_classes``, ``probe_hidden``, ``link``,
-        ``causal`` of the new configuration, and ``n_layers``, to take the first ones only. Unless
+        ``causal``, ``time_embedding`` of the new configuration, and ``n_layers``, to take the first ones only. Unless
         given, ``link`` is "logit" where the read-out is new, and what was causal stays causal.
 
     Returns
@@ -103,7 +104,9 @@ def transfer(
     -----
     Rows of the embedding go over symbol by symbol. Where the source has no row for hidden leaves
     (root classification of whole sequences) and the new task needs one, that row is drawn anew
-    and trains, even under ``freeze=True``; where the new task needs none, it is dropped.
+    and trains, even under ``freeze=True``; where the new task needs none, it is dropped. The linear
+    map of ``"denoise"`` becomes the rows that it gives clean leaves, and rows become such a map; the
+    code of the times is drawn anew.
 
     The transfers of Garnier-Brun et al. 2024, arXiv 2408.15138: masked leaves to root, frozen or
     not (``transfer(encoder, "root")``), and back; ancestors read from the first m layers
@@ -168,6 +171,8 @@ def _configuration(
         changes |= {"pooling": "flat", "masked_root": False}
     if readout != "ancestor":
         changes["probe_hidden"] = None
+    if readout != "denoise":
+        changes["time_embedding"] = 32  # as where there is none
     if model is not None:
         wanted = {"vocab_size": source.vocab_size, "n_leaves": source.n_leaves}
         got = {"vocab_size": model.vocab_size, "n_leaves": model.n_leaves}
@@ -181,20 +186,32 @@ def _configuration(
 def _take_over(encoder: Encoder, source: Encoder, keep: bool) -> tuple[str, ...]:
     """Copy what both have; names of what remains as drawn."""
     old, drawn = dict(source.named_parameters()), []
+    both = [e.config.readout == "denoise" for e in (encoder, source)]
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if name.split(".")[0] == "readout" and not keep:
                 drawn.append(name)
-            elif name == "embedding.weight":
-                rows = min(len(parameter), len(old[name]))
-                parameter[:rows] = old[name][:rows]
-                if rows < len(parameter):
-                    drawn.append(f"{name}[{rows}:]")
-            elif name in old:
+            elif name == "embedding.weight" and not all(both):
+                table = parameter.T if both[0] else parameter
+                rows = _rows(source)[: len(table)]
+                table[: len(rows)] = rows
+                if len(rows) < len(table):
+                    drawn.append(f"{name}[{len(rows)}:]")
+            elif name == "embedding.bias" and not both[1]:
+                parameter.zero_()  # clean leaves get their rows, and nothing else
+            elif name in old and old[name].shape == parameter.shape:
                 parameter.copy_(old[name])
             else:
                 drawn.append(name)
     return tuple(drawn)
+
+
+def _rows(source: Encoder) -> Tensor:
+    """The embedding of every token: rows of the table, or what a linear map makes of one-hot."""
+    weight = source.embedding.weight
+    if isinstance(source.embedding, nn.Embedding):
+        return weight
+    return weight.T + source.embedding.bias
 
 
 def _frozen(encoder: Encoder, drawn: tuple[str, ...], freeze: bool | int) -> tuple[str, ...]:
@@ -210,6 +227,7 @@ def _frozen(encoder: Encoder, drawn: tuple[str, ...], freeze: bool | int) -> tup
     names = [f"embedding.weight[:{q}]" if f"embedding.weight[{q}:]" in drawn else "embedding"]
     present = [name for name, _ in encoder.named_parameters() if name not in drawn]
     names += [name for name in ("positions", "class_token") if name in present]
+    names += ["time"] if "time.weight" in present else []
     names += [f"layers.{i}" for i in range(depth)]
     if depth == n_layers and any(name.startswith("final_norm.") for name in present):
         names.append("final_norm")
