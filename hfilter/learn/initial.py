@@ -31,9 +31,9 @@ def init_gamma_(
 
     d_in is the number of inputs a matrix sums over: its columns, for the token embedding its rows
     (of which a one-hot token picks one), for learned positions the number of positions (the class
-    vector, its own position, is drawn with them). The code of a denoiser's times counts as embedding. The matrices that write into the residual stream,
-    ``attention.out`` and ``down``, are divided by sqrt(2 n_layers) in addition. Norms stay as they
-    are.
+    vector, its own position, is drawn with them). The code of a denoiser's times counts as
+    embedding. The matrices that write into the residual stream, ``attention.out`` and ``down``, are
+    divided by sqrt(2 n_layers) in addition. Norms stay as they are.
 
     Parameters
     ----------
