@@ -151,7 +151,7 @@ def _draw(tables: Tables) -> Figure:
     levels.plot(x, y, color="black", linewidth=1.0, label="belief in root")
     x, y, _ = _curve(table, deepest, "mean_field")
     levels.plot(x, y, color="black", linestyle=":", linewidth=1.2, label="mean field")
-    levels.legend(loc="upper right", fontsize=7, ncols=2, columnspacing=1.0, handlelength=1.4)
+    levels.legend(loc="lower left", fontsize=7, ncols=2, columnspacing=1.0, handlelength=1.4)
     levels.set_ylabel("overlap with the start")
     for i, depth in enumerate(depths):
         x, y, error = _curve(table, depth, "susceptibility")
