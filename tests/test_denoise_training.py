@@ -207,5 +207,46 @@ def test_the_published_rates_by_hand():
     warm = TrainConfig(steps=30, schedule="linear-cosine", warmup=4, cooldown=20, final_lr=0.1)
     assert [warm.rate_factor(t) for t in (1, 4, 7)] == pytest.approx([0.5, 1.0, 0.75])
     assert config.rescaled(300).rate_factor(150) == pytest.approx(quarter)
+    root = TrainConfig(steps=30, schedule="inverse-root", warmup=2, cooldown=9)
+    assert [root.rate_factor(t) for t in (0, 2, 29)] == pytest.approx([0.5, 1.0, 0.5])
     with pytest.raises(ArgumentError, match="cooldown has a meaning"):
         TrainConfig(steps=30, schedule="cosine", cooldown=20)
+
+
+# --- averages of the weights -----------------------------------------------------------------
+
+
+def test_averages_by_hand_and_bit_for_bit(model, tmp_path):
+    """What is scored, kept and returned is the average; weights go their way as without one."""
+    plain = dataclasses.replace(CONFIG, checkpoint_at=tuple(range(11)))
+    config = dataclasses.replace(plain, average=0.4)
+    straight = train(model, tiny(), plain, tmp_path / "plain", progress=False)
+    whole = train(model, tiny(), config, tmp_path / "whole", progress=False)
+    expected, kept = None, "checkpoints/step-{:07d}.safetensors"
+    for step in range(11):
+        weights = load_encoder(tmp_path / "plain" / kept.format(step)).state_dict()
+        share = 1 / max(1, 0.4 * step)
+        expected = expected or weights
+        expected = {name: a + share * (weights[name] - a) for name, a in expected.items()}
+        found = load_encoder(tmp_path / "whole" / kept.format(step))
+        for name, value in found.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+        record = next((r for r in whole.history if r["step"] == step), None)
+        if record is not None:
+            assert whole.held_out.evaluate(found).cross_entropy == record["cross_entropy"]
+    for a, b in zip(whole.encoder.parameters(), found.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [r["loss"] for r in whole.history] == [r["loss"] for r in straight.history]
+    assert whole.history[-1]["cross_entropy"] != straight.history[-1]["cross_entropy"]
+    with pytest.raises(Killed):
+        train(model, tiny(), config, tmp_path / "killed", callback=kill_at(6), progress=False)
+    resumed = train(model, tiny(), config, tmp_path / "killed", progress=False)
+    assert without_clock(resumed.history) == without_clock(whole.history)
+    last = ("encoder.safetensors", kept.format(10), "checkpoint.safetensors")
+    assert all((tmp_path / "killed" / name).exists() for name in last)
+    for name in last[:2]:
+        there, here = tmp_path / "killed" / name, tmp_path / "whole" / name
+        assert there.read_bytes() == here.read_bytes()
+    for changes in ({"average": -0.1}, {"average": 1.5}, {"average": float("nan")}):
+        with pytest.raises(ArgumentError, match="average must be from 0 to 1"):
+            dataclasses.replace(CONFIG, **changes)

@@ -22,10 +22,12 @@ _LARGEST_SEED = 2**64 - 1
 _MOST_THREADS = 1024  # torch dies where the system cannot start as many as it is told to
 _NUMBERS = (
     *("lr", "muon_lr", "clip", "stop_at", "final_lr", "weight_decay"),
-    *("mask_rate", "train_mask_rate"),
+    *("mask_rate", "train_mask_rate", "average"),
 )
+#: Schedules that ``cooldown`` has a meaning for.
+COOLING = ("trapezoid", "linear-cosine", "inverse-root")
 _CHOICES = {
-    "schedule": ("constant", "cosine", "linear", "trapezoid", "linear-cosine"),
+    "schedule": (*("constant", "cosine", "linear", "trapezoid", "linear-cosine", "inverse-root"),),
     "optimiser": ("adamw", "muon"),
     "targets": ("labels", "posterior"),
     "precision": ("float32", "bfloat16", "float16"),
@@ -53,7 +55,12 @@ class TrainConfig:
         ``final_lr`` times their peak at the last step: along half a cosine (``"cosine"``), along
         a line (``"linear"``), or along a line over the last ``cooldown`` steps (``"trapezoid"``).
         ``"linear-cosine"``: along a line to half their peak, and from there along half a cosine to
-        ``final_lr`` times it over the last ``cooldown`` steps.
+        ``final_lr`` times it over the last ``cooldown`` steps. ``"inverse-root"``: as 1 / sqrt(1 +
+        s / ``cooldown``), s steps after the warm-up, whenever the run ends.
+    average
+        Above 0: the network that is evaluated, kept and returned has running averages of the
+        weights, over about this part of the steps done so far (see
+        :class:`hfilter.learn.averaging.Average`); 0: the weights themselves.
     clip
         Bound on the gradient's norm (``None``: no bound).
     mask_rate
@@ -120,7 +127,9 @@ class TrainConfig:
     steps: int
     batch_size: int = 32
     lr: float = 1e-4
-    schedule: Literal["constant", "cosine", "linear", "trapezoid", "linear-cosine"] = "constant"
+    schedule: Literal[
+        "constant", "cosine", "linear", "trapezoid", "linear-cosine", "inverse-root"
+    ] = "constant"
     warmup: int = 0
     final_lr: float = 0.0
     weight_decay: float = 0.0
@@ -155,6 +164,7 @@ class TrainConfig:
     noise_steps: int = 500
     eval_time: int | None = None
     held_out: Literal["index", "content"] = "index"
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "n_eval", "checkpoint_every",
@@ -188,12 +198,13 @@ class TrainConfig:
                 raise ArgumentError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         for name in ("eval_at", "checkpoint_at"):
             self._check_steps(name)
-        if self.cooldown and self.schedule not in ("trapezoid", "linear-cosine"):
+        if self.cooldown and self.schedule not in COOLING:
+            wanted = ", ".join(f'"{name}"' for name in COOLING)
             raise ArgumentError(
-                'cooldown has a meaning for schedule="trapezoid" and "linear-cosine" only, got '
-                f"{self.schedule!r}"
+                f"cooldown has a meaning for the schedules {wanted} only, got {self.schedule!r}"
             )
-        if self.warmup + self.cooldown > self.steps and self.cooldown:
+        within = self.schedule != "inverse-root"
+        if within and self.warmup + self.cooldown > self.steps and self.cooldown:
             raise ArgumentError(
                 f"warmup + cooldown must be at most steps = {self.steps}, "
                 f"got {self.warmup} + {self.cooldown}"
@@ -222,7 +233,7 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         for name in _NUMBERS:
             value = getattr(self, name)
-            if value is not None or name in ("lr", "final_lr", "weight_decay"):
+            if value is not None or name in ("lr", "final_lr", "weight_decay", "average"):
                 object.__setattr__(self, name, number(name, value))
         for name in ("lr", "muon_lr", "clip", "stop_at"):
             value = getattr(self, name)
@@ -235,6 +246,8 @@ class TrainConfig:
                 raise ArgumentError(
                     f"{name} must be at least 0 and finite, got {getattr(self, name)}"
                 )
+        if not 0.0 <= self.average <= 1.0:
+            raise ArgumentError(f"average must be from 0 to 1, got {self.average}")
         for name in ("mask_rate", "train_mask_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0.0 < rate <= 1.0:
@@ -306,6 +319,8 @@ class TrainConfig:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "inverse-root":
+            return 1.0 / math.sqrt(1.0 + (step - self.warmup) / max(1, self.cooldown))
         if self.schedule == "linear-cosine":
             return self._two_phases(step)
         first = self.steps - self.cooldown if self.schedule == "trapezoid" else self.warmup
@@ -348,7 +363,7 @@ class TrainConfig:
             self,
             steps=steps,
             warmup=warmup,
-            cooldown=min(round(self.cooldown * part), steps - warmup),
+            cooldown=min(round(self.cooldown * part), max(0, steps - warmup)),
             eval_at=None if self.eval_at is None else moved(self.eval_at),
             eval_every=max(1, round(self.eval_every * part)),
             checkpoint_at=moved(self.checkpoint_at),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ except ImportError as error:
     raise missing_package(error) from error
 
 from hfilter.errors import HFilterError
+from hfilter.learn.averaging import Average
 from hfilter.learn.parallel import SharedGradients, Team
 from hfilter.learn.tasks import n_scored, task_loss
 
@@ -56,6 +57,7 @@ class Stepper:
         self.optimiser, self.batches, self.config = optimiser, batches, config
         self.team, self.device = team, device
         self.forward: Any = torch.compile(encoder) if config.compile else encoder
+        self.average = Average(encoder, config.average) if config.average else None
         self.shared = SharedGradients(optimiser.parameters) if team.world > 1 else None
         self._random = encoder.config.dropout > 0
         self._keys: tuple[int, list[int]] = (-1, [])
@@ -91,8 +93,14 @@ class Stepper:
         state.loss_steps += 1
         state.sequences += config.batch_size
         state.step += 1
+        if self.average is not None:
+            self.average.follow(state.step)
         if self._waits and state.step % _LOOK_EVERY == 0:
             self.look(state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """For as long as it lasts, the encoder is the one that counts: of averages, if there are."""
+        return nullcontext() if self.average is None else self.average.instead()
 
     def look(self, state: Progress) -> None:
         """Bring the losses of the latest steps home from a GPU."""

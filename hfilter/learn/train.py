@@ -212,6 +212,8 @@ def _train(
     state, tensors = led(team, lambda: _resumed(checkpoint, made_for, config.steps))
     if tensors is not None:
         unpack_state(tensors, encoder, optimiser)
+        if stepper.average is not None:
+            stepper.average.load_state(tensors)
     own = stepper.batches.model.filter_level
     points = config.eval_points()
 
@@ -220,12 +222,14 @@ def _train(
         check_finite(encoder, state.step)
         state.elapsed = led(team, lambda: log.elapsed())
         numbers = {**state.numbers(), "run": made_for}
-        led(team, lambda: write_tensors(checkpoint, pack_state(encoder, optimiser), numbers))
+        kept = {} if stepper.average is None else stepper.average.state()
+        packed = pack_state(encoder, optimiser) | kept
+        led(team, lambda: write_tensors(checkpoint, packed, numbers))
 
     def record() -> None:
-        latest = led(
-            team, lambda: log.record(encoder, config.learning_rate(max(0, state.step - 1)))
-        )
+        rate = config.learning_rate(max(0, state.step - 1))
+        with stepper.averaged():
+            latest = led(team, lambda: log.record(encoder, rate))
         if not team.leads:
             state.noted(latest)
         bar.set_postfix_str(f"loss {latest['cross_entropy']:.4f} floor {latest['floor']:.4f}")
@@ -245,7 +249,7 @@ def _train(
         encoder.train()
         with closing(bar), BetweenSteps(team.world == 1) as signals:
             if state.step == 0:
-                _keep(run, encoder, config, 0, team)
+                _keep(run, stepper, encoder, 0)
                 record()
             while state.step < config.steps and not is_done() and not signals.waiting:
                 began = time.perf_counter()
@@ -258,11 +262,13 @@ def _train(
                     check_finite(encoder, state.step)
                     record()
                 bar.update()
-                _keep(run, encoder, config, state.step, team)
+                _keep(run, stepper, encoder, state.step)
                 last = state.step == config.steps or is_done() or signals.waiting
                 if last or state.step % config.checkpoint_every == 0:
                     write()
     encoder.eval()
+    if stepper.average is not None:
+        stepper.average.settle()
     led(team, lambda: save_encoder(run / "encoder.safetensors", encoder))
     return TrainResult(encoder, state.history, held_out, run)
 
@@ -282,14 +288,15 @@ def _resumed(
     return state, tensors
 
 
-def _keep(run: Path, encoder: Encoder, config: TrainConfig, step: int, team: Team) -> None:
+def _keep(run: Path, stepper: Stepper, encoder: Encoder, step: int) -> None:
     """The encoders that are kept for good."""
-    if step in config.checkpoint_at:
+    if step in stepper.config.checkpoint_at:
         check_finite(encoder, step)
         path = run / "checkpoints" / f"step-{step:07d}.safetensors"
-        if team.leads:
+        if stepper.team.leads:
             path.parent.mkdir(exist_ok=True)
-        led(team, lambda: save_encoder(path, encoder))
+        with stepper.averaged():
+            led(stepper.team, lambda: save_encoder(path, encoder))
 
 
 def _batches(
