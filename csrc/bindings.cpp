@@ -15,6 +15,8 @@
 
 #include "packed_model.hpp"
 
+#include "row_bindings.hpp"
+
 #define HF_NAMESPACE hf_bindings
 #include "philox.hpp"
 
@@ -26,12 +28,6 @@ const hf_backend* find_backend(const std::string& name) {
     for (int32_t i = 0; i < hf_backend_count(); ++i)
         if (name == hf_backend_at(i)->name && hf_backend_supported(i)) return hf_backend_at(i);
     throw std::invalid_argument("no instruction set '" + name + "' here");
-}
-
-void check(int32_t status) {
-    if (status == HF_OUT_OF_MEMORY) throw std::bad_alloc();
-    if (status != HF_OK)
-        throw std::runtime_error("kernel refused its arguments (status " + std::to_string(status) + ")");
 }
 
 // Tokens of levels to fill, root included; those not wanted are None.
@@ -311,4 +307,13 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
                py::arg("log_fields"), py::arg("value_bytes"), py::arg("log_evidence"), py::arg("log_weight"),
                py::arg("n_samples"), py::arg("seed"), py::arg("start"), py::arg("levels"), py::arg("status"),
                py::arg("num_threads"), "Trees drawn given the evidence of n rows, or the most probable ones.");
+    module.def("noise", &noise, py::arg("isa"), py::arg("seed"), py::arg("tag"), py::arg("start"), py::arg("n"),
+               py::arg("size"), py::arg("out"), py::arg("kind"), py::arg("with_"), py::arg("num_threads"),
+               "Standard normal noise into n rows, alone, over leaves, or in a step of a process.");
+    module.def("nearest", &nearest, py::arg("isa"), py::arg("rows"), py::arg("stored"), py::arg("n"),
+               py::arg("n_stored"), py::arg("length"), py::arg("exclude_from"), py::arg("distance"), py::arg("index"),
+               py::arg("count"), py::arg("num_threads"), "The nearest of stored rows in Hamming distance.");
+    module.def("empirical", &empirical, py::arg("isa"), py::arg("n"), py::arg("length"), py::arg("vocab_size"),
+               py::arg("strings"), py::arg("log_fields"), py::arg("marginals"), py::arg("mass"), py::arg("shift"),
+               py::arg("num_threads"), "Posterior marginals under the uniform law on stored rows.");
 }

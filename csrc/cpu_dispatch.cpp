@@ -15,11 +15,14 @@
 
 extern "C" {
 const hf_backend* hf_backend_portable(void);
+const hf_row_kernels* hf_rows_portable(void);
 #if defined(HF_HAVE_AVX2)
 const hf_backend* hf_backend_avx2(void);
+const hf_row_kernels* hf_rows_avx2(void);
 #endif
 #if defined(HF_HAVE_AVX512)
 const hf_backend* hf_backend_avx512(void);
+const hf_row_kernels* hf_rows_avx512(void);
 #endif
 }
 
@@ -27,12 +30,13 @@ namespace {
 
 struct Entry {
     const hf_backend* (*table)();
+    const hf_row_kernels* (*rows)();
     bool (*supported)();
 };
 
 const Entry kEntries[] = {
 #if defined(HF_HAVE_AVX512)
-    {hf_backend_avx512,
+    {hf_backend_avx512, hf_rows_avx512,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -40,9 +44,9 @@ const Entry kEntries[] = {
      }},
 #endif
 #if defined(HF_HAVE_AVX2)
-    {hf_backend_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {hf_backend_avx2, hf_rows_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {hf_backend_portable, [] { return true; }},
+    {hf_backend_portable, hf_rows_portable, [] { return true; }},
 };
 constexpr int kEntryCount = static_cast<int>(sizeof(kEntries) / sizeof(kEntries[0]));
 
@@ -144,6 +148,36 @@ bool usable(const hf_model* m, const hf_infer_args* args) {
     return args->window == 0 || (args->leave_one_out && !other && (args->laws || args->window < m->filter_level));
 }
 
+constexpr int64_t kNoiseBlock = 1 << 15;   // numbers in a block of rows: they stay in the cache
+constexpr int64_t kCompareBlock = 1 << 24; // symbols compared
+constexpr int64_t kSmallNoise = 1 << 16;   // and what is done sooner than a thread is started
+
+bool usable(const hf_row_kernels* k, const hf_noise_args* args) {
+    if (!k || k->abi_version != HF_ABI_VERSION || !args || args->n < 0 || args->size < 0 ||
+        args->size > int64_t(1) << 33 || !args->out)
+        return false;
+    if (args->kind == HF_NOISE_FILL) return true;
+    if (args->kind == HF_NOISE_STEP) return args->x0 != nullptr;
+    return args->kind == HF_NOISE_LEAVES && args->tokens && args->signal && args->sigma && args->vocab_size > 0 &&
+           args->size % args->vocab_size == 0 && (args->token_bytes == 1 || args->token_bytes == 2);
+}
+
+bool usable(const hf_row_kernels* k, const hf_nearest_args* args) {
+    return k && k->abi_version == HF_ABI_VERSION && args && args->n >= 0 && args->n_stored > 0 && args->length > 0 &&
+           (args->symbol_bytes == 1 || args->symbol_bytes == 2 || args->symbol_bytes == 4) &&
+           args->length < (int64_t(1) << (args->symbol_bytes == 4 ? 31 : 8 * args->symbol_bytes)) - 1 && args->rows &&
+           args->stored && args->distance && args->index && args->count;
+}
+
+bool usable(const hf_row_kernels* k, const hf_empirical_args* args) {
+    const auto four_or_eight = [](int32_t bytes) { return bytes == 4 || bytes == 8; };
+    return k && k->abi_version == HF_ABI_VERSION && args && args->n >= 0 && args->n_stored > 0 &&
+           args->n_stored < int64_t(1) << 31 && args->length > 0 && args->vocab_size > 0 && args->n_groups > 0 &&
+           args->n_strings > 0 && args->width > 0 && four_or_eight(args->field_bytes) &&
+           four_or_eight(args->value_bytes) && args->first_position && args->first_string && args->strings &&
+           args->symbols && args->log_fields && args->marginals && args->mass && args->shift;
+}
+
 template <class Call> int32_t guarded(const Call& call) {
     try {
         return call();
@@ -161,6 +195,8 @@ int32_t hf_backend_count(void) { return kEntryCount; }
 const hf_backend* hf_backend_at(int32_t i) { return i >= 0 && i < kEntryCount ? kEntries[i].table() : nullptr; }
 
 int32_t hf_backend_supported(int32_t i) { return i >= 0 && i < kEntryCount && kEntries[i].supported() ? 1 : 0; }
+
+const hf_row_kernels* hf_row_kernels_at(int32_t i) { return i >= 0 && i < kEntryCount ? kEntries[i].rows() : nullptr; }
 
 int32_t hf_sample(const hf_backend* b, const hf_model* m, const hf_sample_args* args, int32_t num_threads) {
     if (!usable(b, m) || !args || !args->levels || args->n < 0 || (args->token_bytes != 1 && args->token_bytes != 2))
@@ -238,6 +274,41 @@ int32_t hf_fill_table(const hf_backend* b, const hf_model* m, float* values, int
         if (!scratch.get()) return HF_OUT_OF_MEMORY;
         b->fill_table(m, values, powers, scratch.get());
         return HF_OK;
+    });
+}
+
+int32_t hf_noise(const hf_row_kernels* k, const hf_noise_args* args, int32_t num_threads) {
+    if (!usable(k, args)) return HF_BAD_ARGUMENT;
+    if (args->n == 0 || args->size == 0) return HF_OK;
+    return guarded([&] {
+        const int32_t threads = args->n <= kSmallNoise / args->size ? 1 : num_threads;
+        const int64_t block = std::max<int64_t>(1, kNoiseBlock / args->size);
+        return over_threads(args->n, block, 0, threads,
+                            [&](int64_t begin, int64_t end, void*) { k->noise(args, begin, end); });
+    });
+}
+
+int32_t hf_nearest(const hf_row_kernels* k, const hf_nearest_args* args, int32_t num_threads) {
+    if (!usable(k, args)) return HF_BAD_ARGUMENT;
+    if (args->n == 0) return HF_OK;
+    return guarded([&] {
+        const int64_t tile = 4, work = std::max<int64_t>(1, args->n_stored * args->length);
+        const int64_t block = std::max<int64_t>(tile, kCompareBlock / work / tile * tile);
+        return over_threads(args->n, block, k->nearest_scratch(args),
+                            args->n <= kSmallNoise * 8 / work ? 1 : num_threads,
+                            [&](int64_t begin, int64_t end, void* scratch) { k->nearest(args, begin, end, scratch); });
+    });
+}
+
+int32_t hf_empirical(const hf_row_kernels* k, const hf_empirical_args* args, int32_t num_threads) {
+    if (!usable(k, args)) return HF_BAD_ARGUMENT;
+    if (args->n == 0) return HF_OK;
+    return guarded([&] {
+        const int64_t lanes = args->value_bytes == 4 ? k->lanes32 : k->lanes64;
+        const int32_t threads = args->n_stored * args->n_groups <= kSmallNoise / 4 ? 1 : num_threads;
+        return over_threads(
+            args->n, lanes, k->empirical_scratch(args), threads,
+            [&](int64_t begin, int64_t end, void* scratch) { k->empirical(args, begin, end, scratch); });
     });
 }
 

@@ -133,6 +133,80 @@ typedef struct hf_table_size {
     int64_t powers;
 } hf_table_size;
 
+enum hf_noise_kind {
+    HF_NOISE_FILL = 0,   // out = noise
+    HF_NOISE_LEAVES = 1, // out = sigma * noise + signal where the symbol of a leaf is
+    HF_NOISE_STEP = 2,   // out = (a * x0 + b * out) + s * noise
+};
+
+// Standard normal noise: entry e of row i is made from block e / 4 of Philox at counter (start + i, e / 4, tag).
+typedef struct hf_noise_args {
+    int64_t n;
+    int64_t size; // numbers of a row, at most 2^33
+    uint64_t seed;
+    uint64_t start;
+    uint32_t tag;        // the last counter word, not one of those that trees are drawn with
+    int32_t kind;        // of hf_noise_kind
+    float* out;          // (n, size)
+    const void* tokens;  // (n, size / vocab_size) of the token type; symbols outside the alphabet are left out
+    int32_t token_bytes; // 1 or 2
+    int32_t vocab_size;
+    const float* signal; // (n)
+    const float* sigma;  // (n)
+    const float* x0;     // (n, size)
+    float a, b, s;
+} hf_noise_args;
+
+// The nearest of stored rows in Hamming distance. The largest value of the symbol type must exceed every distance.
+typedef struct hf_nearest_args {
+    int64_t n;
+    int64_t n_stored;
+    int64_t length;
+    int32_t symbol_bytes; // 1, 2 or 4
+    int32_t exclude;      // row i is not compared with stored row first + i
+    int64_t first;
+    const void* rows;   // (n, length)
+    const void* stored; // (ceil(n_stored / 64), length, 64): sixty-four rows lie together, position by position
+    int32_t* distance;  // (n)
+    int64_t* index;     // (n): the first at that distance
+    int64_t* count;     // (n): how many are
+} hf_nearest_args;
+
+// Posterior marginals under the uniform law on stored rows. A stored row is n_groups strings by their numbers; string
+// e of group g stands at positions first_position[g] …
+typedef struct hf_empirical_args {
+    int64_t n;
+    int64_t n_stored; // below 2^31
+    int64_t length;
+    int64_t vocab_size;
+    int64_t n_strings;
+    int64_t width;                 // positions of the widest group
+    int32_t n_groups;              // at least 1
+    int32_t field_bytes;           // 4 or 8
+    int32_t value_bytes;           // 4 or 8
+    const int64_t* first_position; // (n_groups + 1)
+    const int64_t* first_string;   // (n_groups + 1)
+    const int32_t* strings;        // (n_stored, n_groups)
+    const uint16_t* symbols;       // (n_strings, width)
+    const void* log_fields;        // (n, length, vocab_size)
+    void* marginals;               // (n, length, vocab_size) of the value type
+    // Sum of weights, and what their logarithms are relative to; zeros where every weight is zero.
+    double* mass;  // (n)
+    double* shift; // (n)
+} hf_empirical_args;
+
+// Kernels on rows that know no tree; rows begin <= i < end, with 64-byte aligned scratch.
+typedef struct hf_row_kernels {
+    int32_t abi_version;
+    void (*noise)(const hf_noise_args*, int64_t begin, int64_t end);
+    size_t (*nearest_scratch)(const hf_nearest_args*);
+    void (*nearest)(const hf_nearest_args*, int64_t begin, int64_t end, void* scratch);
+    size_t (*empirical_scratch)(const hf_empirical_args*);
+    void (*empirical)(const hf_empirical_args*, int64_t begin, int64_t end, void* scratch);
+    int32_t lanes32;
+    int32_t lanes64;
+} hf_row_kernels;
+
 typedef struct hf_backend {
     int32_t abi_version;
     const char* name;
@@ -157,6 +231,7 @@ typedef struct hf_backend {
 int32_t hf_backend_count(void);
 const hf_backend* hf_backend_at(int32_t i);
 int32_t hf_backend_supported(int32_t i); // 1 when this processor and operating system can run it
+const hf_row_kernels* hf_row_kernels_at(int32_t i);
 
 // The whole call: blocks of rows over `num_threads` threads, floating-point environment saved,
 // set to the IEEE default, and restored. Results do not depend on `num_threads`.
@@ -165,6 +240,9 @@ int32_t hf_infer(const hf_backend*, const hf_model*, const hf_infer_args*, int32
 int32_t hf_choose(const hf_backend*, const hf_model*, const hf_choose_args*, int32_t num_threads);
 int32_t hf_tangent(const hf_backend*, const hf_model*, const hf_tangent_args*, int32_t num_threads);
 int32_t hf_fill_table(const hf_backend*, const hf_model*, float* values, int32_t* powers);
+int32_t hf_noise(const hf_row_kernels*, const hf_noise_args*, int32_t num_threads);
+int32_t hf_nearest(const hf_row_kernels*, const hf_nearest_args*, int32_t num_threads);
+int32_t hf_empirical(const hf_row_kernels*, const hf_empirical_args*, int32_t num_threads);
 
 #ifdef __cplusplus
 }

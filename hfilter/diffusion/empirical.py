@@ -12,6 +12,7 @@ from ..checks import check_int
 from ..compiled import ieee
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import kernels
+from .strings import Strings, number_strings
 
 __all__ = ["StoredRows", "empirical_posterior"]
 
@@ -59,6 +60,7 @@ class StoredRows:
         self.rows = np.array(array, np.uint8 if q <= 256 else np.uint16, order="C")
         self.rows.flags.writeable = False
         self._tensors: dict[str, Any] = {}
+        self._strings: Strings | None = None
 
     @property
     def n_leaves(self) -> int:
@@ -67,6 +69,13 @@ class StoredRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def strings(self) -> Strings:
+        """The rows as the compiled text takes them; made once."""
+        if self._strings is None:
+            self._strings = number_strings(self.rows)
+        return self._strings
 
     def on(self, device: Any) -> Any:
         """The rows as an int64 tensor on a device; sent there once."""

@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..compiled import _cpu
+from ..errors import KernelError
+from ..noising.kernels import is_compiled, server
+
 __all__ = ["empirical", "nearest"]
 
 Array = NDArray[Any]
 
 _PAIRS = 1 << 20  # pairs of rows compared at a time in NumPy
+_CALL = 1 << 34  # symbols compared in a compiled call: Python sees Ctrl-C between calls
+_WEIGHED = 1 << 28  # and pairs of a question and a stored row weighed
+_GROUP = 64  # stored rows that lie together (csrc/nearest.hpp)
 
 
 def _lane_type(rows: Array, data: Array) -> Any:
@@ -29,10 +36,28 @@ def nearest(
     backend: str | None, num_threads: int | None,
 ) -> None:  # fmt: skip
     """Fill distance, index and count of the nearest of `data` for each of `rows`."""
+    name, threads = server(backend, num_threads)
     kind = _lane_type(rows, data)
     asked = np.ascontiguousarray(rows, kind)
-    columns = np.ascontiguousarray(data.T, kind)
-    nearest_in_numpy(asked, columns, exclude, out)
+    if not is_compiled(name):
+        nearest_in_numpy(asked, np.ascontiguousarray(data.T, kind), exclude, out)
+        return
+    n, length = asked.shape
+    stored = len(data)
+    groups = -(-stored // _GROUP)
+    together = np.zeros((groups * _GROUP, length), kind)
+    together[:stored] = data
+    together = np.ascontiguousarray(together.reshape(groups, _GROUP, length).transpose(0, 2, 1))
+    step = max(4, _CALL // (stored * length))
+    for begin in range(0, n, step):
+        part = slice(begin, min(begin + step, n))
+        answers = tuple(x[part] for x in out)
+        first = begin if exclude else -1
+        rows = asked[part]
+        try:
+            _cpu.nearest(name, rows, together, len(rows), stored, length, first, *answers, threads)
+        except (ValueError, RuntimeError) as error:
+            raise KernelError(f"{name}: {error}; please report this") from error
 
 
 def nearest_in_numpy(
@@ -61,7 +86,35 @@ def empirical(
     num_threads: int | None,
 ) -> None:  # fmt: skip
     """Fill marginals (n, L, q) and log-evidence (n,)."""
-    empirical_in_numpy(fields, stored.rows, marginals, log_evidence)
+    name, threads = server(backend, num_threads)
+    if not is_compiled(name):
+        empirical_in_numpy(fields, stored.rows, marginals, log_evidence)
+        return
+    n, length, q = fields.shape
+    fields = np.ascontiguousarray(fields)
+    strings = stored.strings
+    mass, shift = np.empty(n), np.empty(n)
+    step = max(64, _WEIGHED // len(stored))
+    for begin in range(0, n, step):
+        part = slice(begin, min(begin + step, n))
+        here = fields[part]
+        try:
+            _cpu.empirical(
+                name,
+                len(here),
+                length,
+                q,
+                strings,
+                here,
+                marginals[part],
+                mass[part],
+                shift[part],
+                threads,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise KernelError(f"{name}: {error}; please report this") from error
+    with np.errstate(divide="ignore"):
+        log_evidence[...] = np.log(mass) + shift - np.log(len(stored))
 
 
 def empirical_in_numpy(fields: Array, rows: Array, marginals: Array, log_evidence: Array) -> None:

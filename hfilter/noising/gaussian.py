@@ -60,7 +60,7 @@ def normal(
     step : int
         From 0 to `MAX_STEP`; a time of a process, or 0.
     n, size : int
-        How many samples, and how many numbers for each (at most 2**34).
+        How many samples, and how many numbers for each (at most 2**33).
     start : int
         Index of the first sample.
     out : array, optional
@@ -91,7 +91,7 @@ def normal(
     """
     seed, tag = check_seed("seed", seed), _tag(purpose, step)
     n, start = _rows(n, start)
-    size = check_int("size", size, 0, 2**34)
+    size = check_int("size", size, 0, 2**33)
     if out is None:
         if device is not None and kernels.is_elsewhere(device):
             out = kernels.new_tensor((n, size), device)

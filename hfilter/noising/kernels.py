@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend import default_threads, get_backend
+from ..checks import check_int
+from ..compiled import _cpu
+from ..errors import KernelError
 from .text import normal_rows
 
 __all__ = [
@@ -17,11 +21,47 @@ __all__ = [
     "noise_leaves",
     "normal",
     "reverse_step",
+    "server",
 ]
 
 Array = NDArray[Any]
 
 _PIECE = 1 << 16  # numbers made at a time in NumPy: they stay in the cache
+_CALL = 1 << 25  # and in a compiled call: Python sees Ctrl-C between calls
+
+
+def server(backend: str | None, num_threads: int | None) -> tuple[str, int]:
+    """The name of the backend that serves arrays on this processor, and threads for it."""
+    most = 1024
+    threads = (
+        default_threads() if num_threads is None else check_int("num_threads", num_threads, 1, most)
+    )
+    name = get_backend(backend).name
+    if name.startswith("cuda"):  # of arrays here there is nothing for a device to do
+        name = get_backend("cpu" if _cpu is not None else "python").name
+    return name, threads
+
+
+def is_compiled(name: str) -> bool:
+    """A backend of module _cpu."""
+    return name not in ("numba", "python")
+
+
+def _compiled(
+    name: str, threads: int, seed: int, tag: int, start: int, out: Array, kind: str, *given: Any
+) -> None:
+    """Pieces of rows to the compiled text; arrays of one entry per row among `given` are cut likewise."""
+    n = len(out)
+    size = out[0].size if n else 0
+    for part in _pieces(n, size, _CALL):
+        cut = tuple(x[part] if isinstance(x, np.ndarray) else x for x in given)
+        try:
+            _cpu.noise(
+                name, seed, tag, start + part.start, part.stop - part.start, size, out[part], kind,
+                cut, threads,
+            )  # fmt: skip
+        except (ValueError, RuntimeError) as error:
+            raise KernelError(f"{name}: {error}; please report this") from error
 
 
 def is_device_tensor(x: Any) -> bool:
@@ -51,6 +91,10 @@ def normal(
     seed: int, tag: int, start: int, out: Array, backend: str | None, num_threads: int | None
 ) -> None:
     """Fill `out` (n, size)."""
+    name, threads = server(backend, num_threads)
+    if is_compiled(name):
+        _compiled(name, threads, seed, tag, start, out, "fill")
+        return
     for part in _pieces(*out.shape):
         normal_rows(seed, tag, start + part.start, out[part])
 
@@ -61,6 +105,11 @@ def noise_leaves(
 ) -> None:  # fmt: skip
     """Fill `out` (n, L, q): sigma * noise, and the signal added at the leaf's symbol."""
     n, length, q = out.shape
+    name, threads = server(backend, num_threads)
+    if is_compiled(name):
+        symbols = np.ascontiguousarray(leaves, np.uint8 if q <= 256 else np.uint16)
+        _compiled(name, threads, seed, tag, start, out, "leaves", symbols, q, signal, sigma)
+        return
     flat = out.reshape(n, length * q)
     at = np.arange(length) * q
     for part in _pieces(n, length * q):
@@ -76,6 +125,10 @@ def reverse_step(
     backend: str | None, num_threads: int | None,
 ) -> None:  # fmt: skip
     """x = (a * x0 + b * x) + s * noise."""
+    name, threads = server(backend, num_threads)
+    if is_compiled(name):
+        _compiled(name, threads, seed, tag, start, x, "step", x0, a, b, s)
+        return
     size = x[0].size if len(x) else 0
     flat, flat0 = x.reshape(len(x), size), x0.reshape(len(x), size)
     f, g, h = np.float32(a), np.float32(b), np.float32(s)

@@ -1,0 +1,214 @@
+// The posterior of stored rows: a lane is a question, and every stored row is weighed for all lanes.
+//
+// Positions are cut into groups, and each group's strings that occur are numbered (hfilter/diffusion/stored.py): a row
+// is a few numbers. The fields of a string are summed once per question, a row's logarithm is the sum of a few looked
+// up, and its weight is added to as few places; strings are taken apart into symbols at the end.
+#pragma once
+
+#include "hfilter.h"
+#include "pack.hpp"
+
+#include <math.h>
+
+namespace HF_NAMESPACE {
+namespace { // templates that are not inlined stay in their object
+
+template <class P> struct EmpiricalLayout {
+    int64_t fields, sums, weights; // in packs
+    size_t bytes;
+    explicit EmpiricalLayout(const hf_empirical_args& args)
+        : fields(0), sums(args.length * args.vocab_size), weights(sums + args.n_strings),
+          bytes(static_cast<size_t>(weights + args.n_strings) * sizeof(typename P::V)) {}
+};
+
+template <class Mask> HF_INLINE bool any_lane(const Mask& mask) {
+    uint64_t words[(sizeof(Mask) + 7) / 8] = {}, any = 0;
+    __builtin_memcpy(words, &mask, sizeof(Mask));
+    for (const uint64_t word : words) any |= word;
+    return any != 0;
+}
+template <class V> HF_INLINE bool any_above(const V& a, const V& b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(a[0]) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
+    else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+    if constexpr (sizeof(a[0]) == 4) return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+    else return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_GT_OQ)) != 0;
+#else
+    return any_lane(a > b);
+#endif
+}
+
+// A block of questions, one in each lane.
+template <class P> struct Empirical {
+    using V = typename P::V;
+    using I = typename P::I;
+    using T = typename P::Scalar;
+    using D = typename LaneType<double, P::lanes>::type;
+    static constexpr int N = P::lanes;
+    const hf_empirical_args& args;
+    V *fields, *sums, *weights;
+    int64_t row[N];                // of the arguments
+    double reference[N], shift[N]; // shift: what the logarithms of weights are relative to
+    bool possible[N], settled[N];
+
+    double field(int64_t i, int64_t j, int64_t b) const {
+        const int64_t at = (i * args.length + j) * args.vocab_size + b;
+        return args.field_bytes == 4 ? static_cast<double>(static_cast<const float*>(args.log_fields)[at])
+                                     : static_cast<const double*>(args.log_fields)[at];
+    }
+    int64_t symbol(int64_t string, int64_t p) const { return args.symbols[string * args.width + p]; }
+
+    // Sums of every string, from fields in the order of positions; `offset` comes into the first group.
+    void add_up(T offset) {
+        for (int32_t g = 0; g < args.n_groups; ++g) {
+            const int64_t first = args.first_position[g], n = args.first_position[g + 1] - first;
+            for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) {
+                V total = fields[first * args.vocab_size + symbol(e, 0)];
+                for (int64_t p = 1; p < n; ++p) total = total + fields[(first + p) * args.vocab_size + symbol(e, p)];
+                sums[e] = g == 0 ? total + offset : total;
+            }
+        }
+    }
+    template <int G> HF_INLINE V sum_of(const int32_t* strings) const {
+        V total = sums[strings[0]];
+        if constexpr (G > 0) {
+            for (int g = 1; g < G; ++g) total = total + sums[strings[g]];
+        } else
+            for (int32_t g = 1; g < args.n_groups; ++g) total = total + sums[strings[g]];
+        return total;
+    }
+    template <int G> HF_INLINE void add_to(const int32_t* strings, const V& w) {
+        if constexpr (G > 0) {
+            for (int g = 0; g < G; ++g) weights[strings[g]] = weights[strings[g]] + w;
+        } else
+            for (int32_t g = 0; g < args.n_groups; ++g) weights[strings[g]] = weights[strings[g]] + w;
+    }
+
+    // The largest sum of every lane, and the stored row that has it.
+    template <int G> void find_best(V& best, I& where) const {
+        best = V{} + T(-HUGE_VAL);
+        where = I{};
+        const int32_t* strings = args.strings;
+        for (int64_t m = 0; m < args.n_stored; ++m, strings += args.n_groups) {
+            const V total = sum_of<G>(strings);
+            if (!any_above(total, best)) continue; // most rows are not: a running maximum rises rarely
+            const I better = as_mask<P>(total > best);
+            where = better ? I{} + static_cast<typename P::Int>(m) : where;
+            best = larger(total, best);
+        }
+    }
+    // Fields relative to those of the best row, in lanes that are not settled yet; whether all are now.
+    bool centre_on(const V& best, const I& where) {
+        bool all = true;
+        for (int l = 0; l < N; ++l) {
+            if (settled[l]) continue;
+            const int32_t* strings = args.strings + static_cast<int64_t>(where[l]) * args.n_groups;
+            possible[l] = best[l] > T(-HUGE_VAL);
+            shift[l] = 0;
+            for (int32_t g = 0; g < args.n_groups; ++g)
+                for (int64_t j = args.first_position[g]; j < args.first_position[g + 1]; ++j) {
+                    const double at = field(row[l], j, symbol(strings[g], j - args.first_position[g]));
+                    shift[l] += at;
+                    for (int64_t b = 0; b < args.vocab_size; ++b)
+                        fields[j * args.vocab_size + b][l] =
+                            possible[l] ? static_cast<T>(field(row[l], j, b) - at) : T(-HUGE_VAL);
+                }
+            settled[l] = !possible[l] || (best[l] > T(-4096) && best[l] < T(4096));
+            all &= settled[l];
+        }
+        return all;
+    }
+    template <int G> void weigh() {
+        for (int64_t e = 0; e < args.n_strings; ++e) weights[e] = V{};
+        const V low = V{} + Format<T>::exp_lowest;
+        const int32_t* strings = args.strings;
+        for (int64_t m = 0; m < args.n_stored; ++m, strings += args.n_groups) {
+            const V total = sum_of<G>(strings);
+            if (!any_above(total, low)) continue;
+            add_to<G>(strings, exp_nonpositive<P>(smaller(total, V{})));
+        }
+    }
+    template <int G> void run() {
+        for (int l = 0; l < N; ++l) {
+            settled[l] = false;
+            for (int64_t j = 0; j < args.length; ++j) {
+                double high = -HUGE_VAL;
+                for (int64_t b = 0; b < args.vocab_size; ++b)
+                    high = field(row[l], j, b) > high ? field(row[l], j, b) : high;
+                for (int64_t b = 0; b < args.vocab_size; ++b)
+                    fields[j * args.vocab_size + b][l] =
+                        high > -HUGE_VAL ? static_cast<T>(field(row[l], j, b) - high) : T(-HUGE_VAL);
+            }
+        }
+        // Relative to the best row, sums are small where they count. A best row that is far below its best fields was
+        // found in sums too large to tell it from others: it is looked for again, relative to the one found.
+        V best;
+        I where;
+        for (int round = 0; round < 4; ++round) {
+            add_up(T(0));
+            find_best<G>(best, where);
+            if (centre_on(best, where)) break;
+        }
+        add_up(T(-1)); // room for what rounding has left above the best
+        weigh<G>();
+    }
+    // Marginals and masses of the first `count` lanes: strings taken apart, in double precision.
+    void answer(int count, D* totals) const {
+        const int64_t q = args.vocab_size;
+        for (int32_t g = 0; g < args.n_groups; ++g) {
+            const int64_t first = args.first_position[g], n = args.first_position[g + 1] - first;
+            for (int64_t p = 0; p < n * q; ++p) totals[p] = D{};
+            D mass{};
+            for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) {
+                const D w = convert_lanes<D, N>(weights[e]);
+                mass = mass + w;
+                for (int64_t p = 0; p < n; ++p) totals[p * q + symbol(e, p)] = totals[p * q + symbol(e, p)] + w;
+            }
+            for (int l = 0; l < count; ++l) {
+                const int64_t at = (row[l] * args.length + first) * q;
+                for (int64_t p = 0; p < n * q; ++p) {
+                    const double x = possible[l] ? totals[p][l] / mass[l] : NAN;
+                    if (args.value_bytes == 4) static_cast<float*>(args.marginals)[at + p] = static_cast<float>(x);
+                    else static_cast<double*>(args.marginals)[at + p] = x;
+                }
+                if (g > 0) continue;
+                args.mass[row[l]] = possible[l] ? mass[l] : 0;
+                args.shift[row[l]] = possible[l] ? shift[l] + 1 : 0;
+            }
+        }
+    }
+};
+
+template <class P> size_t empirical_bytes(const hf_empirical_args& args) {
+    using D = typename LaneType<double, P::lanes>::type;
+    return EmpiricalLayout<P>(args).bytes + static_cast<size_t>(args.width * args.vocab_size + 1) * sizeof(D);
+}
+
+template <class P> void empirical_rows(const hf_empirical_args& args, int64_t begin, int64_t end, void* scratch) {
+    using V = typename P::V;
+    using D = typename Empirical<P>::D;
+    const EmpiricalLayout<P> layout(args);
+    V* const at = static_cast<V*>(scratch);
+    Empirical<P> block{args, at + layout.fields, at + layout.sums, at + layout.weights, {}, {}, {}, {}, {}};
+    // Scratch begins with a cache line, which is half of the widest pack.
+    const uintptr_t end_of_packs = reinterpret_cast<uintptr_t>(scratch) + layout.bytes;
+    D* const totals = reinterpret_cast<D*>((end_of_packs + sizeof(D) - 1) / sizeof(D) * sizeof(D));
+    for (int64_t first = begin; first < end; first += P::lanes) {
+        const int count = end - first < P::lanes ? static_cast<int>(end - first) : P::lanes;
+        for (int l = 0; l < P::lanes; ++l) block.row[l] = first + (l < count ? l : 0);
+        switch (args.n_groups) {
+        case 1: block.template run<1>(); break;
+        case 2: block.template run<2>(); break;
+        case 3: block.template run<3>(); break;
+        case 4: block.template run<4>(); break;
+        case 5: block.template run<5>(); break;
+        case 6: block.template run<6>(); break;
+        default: block.template run<0>();
+        }
+        block.answer(count, totals);
+    }
+}
+
+} // namespace
+} // namespace HF_NAMESPACE
