@@ -105,7 +105,7 @@ def gaussian(n: int) -> list[Part]:
 
 def chain(model: hfilter.TreeModel, channel: Any, n: int, threads: int) -> Part:
     """Samples by 500 exact reverse steps, noise included."""
-    schedule, exact = channel.schedule, ExactDenoiser(model, channel, num_threads=threads)
+    schedule, exact = channel.schedule, ExactDenoiser(model, channel)
     few = max(n // 10, 16)
     passes: Any = torch.compile(bp.einsum(model, torch, torch.from_numpy), dynamic=False)
 

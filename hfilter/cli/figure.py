@@ -28,6 +28,8 @@ experiments (`hfilter figure NAME --about` says what each does and expects):
   sample-complexity   accuracy against the number of training sequences, at every filter level
   targets             exact-posterior targets against sampled labels and the published recipe
   next-token          a causal encoder against the exact next-token law, position by position
+  biased-generalization  models of disjoint blocks part before the test loss turns
+  biased-samples      what biased denoisers draw, and where their U-turns end
   forward-backward    how far up the tree noise reaches, and where changes are most correlated
   all                 every one of them
 
@@ -71,6 +73,10 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
     group.add_argument("--seeds", type=positive, metavar="N", help="runs that differ in their seed")
     group.add_argument("--seed", type=count, default=0, metavar="N", help="the first of them")
     group.add_argument(
+        "--train-size", type=positive, metavar="N",
+        help="sequences of each training set (biased-generalization, biased-samples)",
+    )  # fmt: skip
+    group.add_argument(
         "--jobs", type=positive, default=1, metavar="N", help="runs trained at a time, a core each"
     )
     group.add_argument("--device", default="cpu", metavar="NAME", help="to train on: cpu, cuda")
@@ -107,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         n_seeds=arguments.seeds,
         seed=arguments.seed,
+        train_size=arguments.train_size,
         device=arguments.device,
         changes={
             name: value

@@ -5,6 +5,8 @@ from __future__ import annotations
 from hfilter.experiments.lab import (
     accuracies,
     attention,
+    bias,
+    biased_samples,
     complexity,
     depth,
     finetune,
@@ -24,6 +26,6 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         staircase, scatter, probes, accuracies, attention, finetune, transfers, depth, complexity, targets,
-        next_token, forward_backward,
+        next_token, bias, biased_samples, forward_backward,
     )
 }  # fmt: skip

@@ -60,6 +60,8 @@ class Options:
         Runs that differ in their seed alone.
     seed : int
         The first seed.
+    train_size : int or None
+        Sequences of each training set, for studies that fix them; the study's own unless given.
     device : str
         Of training.
     """
@@ -68,6 +70,7 @@ class Options:
     changes: Mapping[str, Any] = field(default_factory=dict)
     n_seeds: int | None = None
     seed: int = 0
+    train_size: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class Options:
             raise ArgumentError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if self.n_seeds is not None and self.n_seeds < 1:
             raise ArgumentError(f"n_seeds must be at least 1, got {self.n_seeds}")
+        if self.train_size is not None and self.train_size < 1:
+            raise ArgumentError(f"train_size must be at least 1, got {self.train_size}")
 
     def choose_law(self, **fast: Any) -> Law:
         """The law of the preset, the study's own under ``"fast"``, with the user's changes."""

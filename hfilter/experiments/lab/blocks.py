@@ -1,0 +1,77 @@
+"""Denoisers of disjoint blocks of one stream: their runs, data, noise and kept networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from hfilter.diffusion import EmpiricalDenoiser
+from hfilter.diffusion.learned import LearnedDenoiser, channel_of
+from hfilter.diffusion.splits import block, held_out
+from hfilter.experiments.lab.recipes import recipe
+from hfilter.experiments.lab.runs import Law, Run, Trained
+from hfilter.experiments.lab.study import Options
+from hfilter.learn.train import load_model
+
+__all__ = ["Blocks", "bias_runs", "law_of"]
+
+
+def law_of(options: Options) -> Law:
+    """The grammar of arXiv 2603.03469; with the fast preset one level less."""
+    depth = options.pick(2, 3, 4)
+    return replace(Law(depth=depth, vocab_size=6, rules_per_symbol=4), **options.changes)
+
+
+def bias_runs(options: Options) -> list[Run]:
+    """A run for each disjoint block of one stream, each with a seed of its own."""
+    rows = options.train_size or options.pick(32, 400, 5000)
+    return [
+        recipe(
+            options, law_of(options), "denoise", seed=seed, keep=options.pick(4, 25, 25),
+            data_seed=options.seed, data_start=index * rows, train_size=rows, held_out="content",
+        )
+        for index, seed in enumerate(options.seeds(fast=4, published=15))
+    ]  # fmt: skip
+
+
+class Blocks:
+    """Models of disjoint blocks: their data, noise, and kept networks step by step."""
+
+    def __init__(self, trained: list[Trained]) -> None:
+        self.trained = trained
+        training = trained[0].run.training
+        self.model = load_model(trained[0].folder)
+        channel = channel_of(trained[0].folder)
+        assert channel is not None
+        self.channel = channel
+        self.time = training.time_of_evaluation
+        self.seed = 0 if training.data_seed is None else training.data_seed
+        self.rows = training.train_size or 0
+
+    @cached_property
+    def blocks(self) -> list[np.ndarray]:
+        """Training set of each model."""
+        return [
+            block(self.model, self.rows, (one.run.training.data_start or 0) // self.rows, self.seed)
+            for one in self.trained
+        ]
+
+    def fresh(self, n: int) -> np.ndarray:
+        """Held-out sequences that are in no block."""
+        return held_out(self.model, n, self.seed, np.concatenate(self.blocks))
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps at which every model was kept, without the first."""
+        kept = [{step for step, _ in one.kept} for one in self.trained]
+        return sorted(set.intersection(*kept) - {0})
+
+    def network(self, index: int, step: int) -> LearnedDenoiser:
+        """The network of one model at one step."""
+        return LearnedDenoiser(dict(self.trained[index].kept)[step], self.channel)
+
+    def memory(self, index: int) -> EmpiricalDenoiser:
+        """What knows one model's training set and nothing else."""
+        return EmpiricalDenoiser(self.blocks[index], self.model.vocab_size, self.channel)
