@@ -193,8 +193,8 @@ def test_excess_is_zero_on_fresh_rows_and_negative_on_memorised_ones() -> None:
     for one, t in ((TokenPrior(8, 4, CHANNEL), everywhen), (EXACT, everywhen), (Mixture(0.05), 20)):
         found = loss_decomposition(one, MODEL, CHANNEL, FRESH, t)
         assert abs(found.excess) < 4 * found.excess_error
-    seen = loss_decomposition(MEMORY, MODEL, CHANNEL, TRAIN, 20)
-    fresh = loss_decomposition(MEMORY, MODEL, CHANNEL, FRESH, 20)
+    seen = loss_decomposition(MEMORY, MODEL, CHANNEL, TRAIN, 10)
+    fresh = loss_decomposition(MEMORY, MODEL, CHANNEL, FRESH, 10)
     assert seen.excess < -10 * seen.excess_error
     assert seen.loss < seen.bayes < fresh.loss
     perfect = loss_decomposition(EXACT, MODEL, CHANNEL, TRAIN, 20)
