@@ -21,9 +21,11 @@ from .values import (
     by_strength,
     check_laws,
     check_rows,
+    choose,
     double,
     double_state,
     exp,
+    host_of,
     like,
     log,
     log_softmax,
@@ -33,6 +35,8 @@ from .values import (
 )
 
 __all__ = ["Denoiser", "ExactDenoiser", "MarginalPrior", "TokenPrior"]
+
+_DEEP = 1e-200  # below it a float64 may have been made of numbers that had lost digits
 
 
 class Denoiser(ABC):
@@ -88,7 +92,7 @@ class Denoiser(ABC):
         return wrap(self.answer(x, times))
 
     def log_probabilities(self, x_t: Any, t: Any) -> Any:
-        """ln of what calling gives, in nats, float64: -inf for a true zero, no underflow before it."""
+        """ln of what calling gives, in nats, float64; -inf for zeros, and for some numbers below 1e-200."""
         x, times, wrap = self._checked(x_t, t)
         return wrap(self.log_answer(x, times))
 
@@ -178,15 +182,29 @@ class ExactDenoiser(Denoiser):
             post = self.model.infer(log_fields=fields, dtype=self.dtype, num_threads=num_threads)
             return post.leaves
 
-        return by_strength(self.channel, self.vocab_size, x_t, t, ask)
+        return by_strength(self.channel, self.vocab_size, x_t, t, self.dtype, ask)
 
     def log_answer(self, x_t: Any, t: Any) -> Any:
-        def ask(fields: Any) -> Any:
-            # From the law given the other leaves and the own field: digits where the belief has none left.
-            law = self.model.leave_one_out(log_fields=fields, dtype=self.dtype)
-            return log_softmax(log(law) + double(fields))
+        belief = self.answer(x_t, t)
+        out = log(belief)
+        if not self.channel.continuous:
+            return out
+        floor = 1e-30 if self.dtype == np.float32 else _DEEP
+        small = (host_of(belief) < floor) & (self.model.node_laws(self.model.depth) > 0.0)
+        rows = np.flatnonzero(small.any(axis=(1, 2)))
+        if len(rows):
+            part = t if isinstance(t, int) else t[rows]
+            out[rows] = self._deep_logs(self.channel.log_fields(double(x_t[rows]), part))
+        return out
 
-        return by_strength(self.channel, self.vocab_size, x_t, t, ask)
+    def _deep_logs(self, fields: Any) -> Any:
+        """ln of beliefs, those below the smallest float64 by way of the law given the other leaves."""
+        belief = self.model.infer(log_fields=fields, dtype="float64").leaves
+        law = self.model.leave_one_out(log_fields=fields, dtype="float64")
+        deep = log_softmax(log(law * (law > _DEEP)) + fields)
+        # Unless that law itself had lost what the leaf's own field, against all others, brings back.
+        sound = (abs(exp(deep) - belief) < 1e-6).all(-1)[..., None]
+        return choose(sound & (belief < _DEEP), deep, log(belief))
 
     def draw(
         self, x_t: Any, t: int, *, seed: int, start: int = 0, num_threads: int | None = None

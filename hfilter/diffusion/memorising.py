@@ -68,7 +68,7 @@ class EmpiricalDenoiser(Denoiser):
                 fields, self._stored, dtype=self.dtype, num_threads=num_threads
             )[0]
 
-        return by_strength(self.channel, self.vocab_size, x_t, t, ask)
+        return by_strength(self.channel, self.vocab_size, x_t, t, self.dtype, ask)
 
     def log_answer(self, x_t: Any, t: Any) -> Any:
         return log(empirical_posterior(self._fields(x_t, t), self._stored, dtype="float64")[0])

@@ -15,6 +15,7 @@ __all__ = [
     "by_strength",
     "check_laws",
     "check_rows",
+    "choose",
     "double",
     "double_state",
     "exp",
@@ -43,20 +44,21 @@ def settle(name: str, x: Any) -> tuple[Any, Any]:
     return as_numpy(name, x)
 
 
-def by_strength(channel: Channel, q: int, x_t: Any, t: Any, ask: Any) -> Any:
+def by_strength(channel: Channel, q: int, x_t: Any, t: Any, dtype: np.dtype[Any], ask: Any) -> Any:
     """``ask(fields)`` with fields of x_t in float64 where float32 would round them too coarsely.
 
-    Which it is depends on a row's own time alone, so that no row's answer depends on the others.
+    Which it is depends on a row's own time alone, so that no row's answer depends on the others. For
+    answers in float64 it is so at all times.
     """
     if not isinstance(channel, GaussianChannel):
         return ask(channel.log_fields(x_t, t, q))
-    strong = channel.schedule.intensity(t) > _STRONG
+    strong = channel.schedule.intensity(t) > (_STRONG if dtype == np.float32 else 0.0)
     if isinstance(t, int):
         return ask(channel.log_fields(double(x_t) if strong else x_t, t))
     if strong.all() or not strong.any():
         return ask(channel.log_fields(double(x_t) if strong.all() else x_t, t))
     parts = [np.flatnonzero(~strong), np.flatnonzero(strong)]
-    found = [by_strength(channel, q, x_t[rows], t[rows], ask) for rows in parts]
+    found = [by_strength(channel, q, x_t[rows], t[rows], dtype, ask) for rows in parts]
     out = (
         found[0].new_empty(x_t.shape)
         if hasattr(x_t, "new_empty")
@@ -75,7 +77,7 @@ def refuse_states(x: Any, intensity: float) -> None:
     limit = _LARGEST / intensity
     if low >= -limit and high <= limit:  # false for NaN
         return
-    values = x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+    values = host_of(x).astype(np.float64)
     row, leaf, symbol = (int(i) for i in np.argwhere(~(np.abs(values) <= limit))[0])
     raise ArgumentError(
         f"x_t must be finite (and within ±{limit:.1g}), got {values[row, leaf, symbol]} in row {row} at "
@@ -118,6 +120,13 @@ def like(x: Array, other: Any) -> Any:
     import torch
 
     return torch.from_numpy(x).to(other)
+
+
+def choose(which: Any, first: Any, second: Any) -> Any:
+    """Entries of the first where `which` is true, of the second elsewhere."""
+    if isinstance(which, np.ndarray):
+        return np.where(which, first, second)
+    return first.where(which, second)
 
 
 def log_softmax(x: Any) -> Any:
