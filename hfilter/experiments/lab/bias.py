@@ -23,7 +23,7 @@ from hfilter.diffusion.measures import (
 from hfilter.experiments.figures import MODEL_COLOUR, level_colour, log_steps, styled
 from hfilter.experiments.lab.blocks import Blocks, bias_runs
 from hfilter.experiments.lab.panels import band, letter, log_values, name_ends, rung_style
-from hfilter.experiments.lab.runs import Trained, Workshop
+from hfilter.experiments.lab.runs import Asked, Trained, Workshop
 from hfilter.experiments.lab.study import Options, Study, Table, Tables
 
 _HEADER = ("model", "step", "inputs", "measure", "index", "value", "standard_error")
@@ -40,33 +40,32 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
     main: list[tuple[Any, ...]] = []
     pairs: list[tuple[Any, ...]] = []
     settings = {"rows": n, "with": [one.run.digest for one in trained]}
-    with shop.counting(len(all_of.steps) * (len(trained) + 1), "measurements") as advance:
-        for step in all_of.steps:
-            for index, one in enumerate(trained):
-
-                def work(index: int = index, step: int = step) -> list[tuple[Any, ...]]:
-                    return _one_model(all_of, index, step, fresh)
-
-                found = shop.measured(one, f"bias-{step}", settings, work)
-                main += [(index, step, *row) for row in found]
-                advance(1)
-
-            def both(step: int = step) -> list[list[float]]:
-                networks = [all_of.network(i, step) for i in range(len(trained))]
-                return split_matrix(networks, fresh, all_of.time).tolist()
-
-            matrix = shop.measured(trained[0], f"split-{step}", settings, both)
-            pairs += [
-                (step, i, j, matrix[i][j])
-                for i in range(len(trained))
-                for j in range(len(trained))
-                if i != j
-            ]
-            advance(1)
+    steps, models = all_of.steps, range(len(trained))
+    alone = [
+        Asked(trained[i], f"bias-{step}", settings, _one_model, (all_of, i, step, fresh))
+        for step in steps
+        for i in models
+    ]
+    together = [
+        Asked(trained[0], f"split-{step}", settings, _between, (all_of, step, fresh))
+        for step in steps
+    ]
+    found = shop.measured_all("measurements", [*alone, *together])
+    for one, rows in zip(alone, found, strict=False):
+        main += [(one.arguments[1], one.arguments[2], *row) for row in rows]
+    for step, matrix in zip(steps, found[len(alone) :], strict=True):
+        pairs += [(step, i, j, matrix[i][j]) for i in models for j in models if i != j]
     tables = {"main": Table(_HEADER, main), "pairs": Table(_PAIRS_HEADER, pairs)}
     tables["onsets"] = _onsets(tables)
     tables["time"] = _along_time(options, shop, all_of, tables, fresh)
     return tables
+
+
+def _between(all_of: Blocks, step: int, fresh: np.ndarray) -> list[list[float]]:
+    """KL between every two networks of one step."""
+    networks = [all_of.network(i, step) for i in range(len(all_of.trained))]
+    matrix: list[list[float]] = split_matrix(networks, fresh, all_of.time).tolist()
+    return matrix
 
 
 def _one_model(

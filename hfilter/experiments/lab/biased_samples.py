@@ -15,7 +15,7 @@ from hfilter.diffusion.splits import held_out
 from hfilter.experiments.figures import MODEL_COLOUR, level_colour, log_steps, styled
 from hfilter.experiments.lab.blocks import Blocks, bias_runs
 from hfilter.experiments.lab.panels import band, letter, name_ends
-from hfilter.experiments.lab.runs import Trained, Workshop
+from hfilter.experiments.lab.runs import Asked, Trained, Workshop
 from hfilter.experiments.lab.study import Options, Study, Table, Tables
 
 _HEADER = ("step", "model", "measure", "value", "standard_error")
@@ -56,33 +56,26 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
     }
     # A perfect generator repeats training sequences as often as held-out ones do: disjoint by index.
     fresh = held_out(all_of.model, max(n, 2000), all_of.seed)
-    with shop.counting(len(steps) * len(trained), "kept networks drawn from") as advance:
-        for step in steps:
-            drawn = []
-            for index, one in enumerate(trained):
-
-                def work(index: int = index, step: int = step) -> dict[str, Any]:
-                    return _of_one(
-                        all_of, index, step, n, _own(starts, all_of, index, turned), turns
-                    )
-
-                settings = {
-                    "n": n,
-                    "turned": turned,
-                    "turns": turns,
-                    "with": [o.run.digest for o in trained],
-                }
-                found = shop.measured(one, f"samples-{step}", settings, work)
-                drawn.append(np.array(found["drawn"], dtype=np.uint16))
-                for name, values in found["turns"].items():
-                    known = reference["fresh" if name == "training" else name]
-                    turn += [
-                        (step, index, name, t, *pair, known.overlap[i], known.error[i])
-                        for i, (t, pair) in enumerate(zip(turns, values, strict=True))
-                    ]
-                advance(1)
-            main += _neighbours(all_of, step, drawn, fresh)
-            pairs += _mutual(all_of, step, drawn)
+    settings = {"n": n, "turned": turned, "turns": turns, "with": [o.run.digest for o in trained]}
+    asked = [
+        Asked(one, f"samples-{step}", settings, _of_one,
+              (all_of, i, step, n, {"training": all_of.blocks[i][:turned], **starts}, turns))
+        for step in steps
+        for i, one in enumerate(trained)
+    ]  # fmt: skip
+    found = shop.measured_all("kept networks drawn from", asked)
+    for number, step in enumerate(steps):
+        part = found[number * len(trained) : (number + 1) * len(trained)]
+        drawn = [np.array(one["drawn"], dtype=np.uint16) for one in part]
+        for index, one in enumerate(part):
+            for name, values in one["turns"].items():
+                known = reference["fresh" if name == "training" else name]
+                turn += [
+                    (step, index, name, t, *pair, known.overlap[i], known.error[i])
+                    for i, (t, pair) in enumerate(zip(turns, values, strict=True))
+                ]
+        main += _neighbours(all_of, step, drawn, fresh)
+        pairs += _mutual(all_of, step, drawn)
     perfect = generate(exact, max(n, 2000), seed=2, progress=False).leaves
     main += _neighbours(all_of, 0, [np.asarray(perfect)] * len(trained), fresh)
     return {
@@ -97,21 +90,15 @@ def _starts(all_of: Blocks, n: int) -> dict[str, np.ndarray]:
     return {"fresh": all_of.fresh(n), "random": random_leaves(n, length, q, seed=3)}
 
 
-def _own(
-    starts: dict[str, np.ndarray], all_of: Blocks, index: int, n: int
-) -> dict[str, np.ndarray]:
-    return {"training": all_of.blocks[index][:n], **starts}
-
-
 def _of_one(
     all_of: Blocks, index: int, step: int, n: int, starts: dict[str, np.ndarray], turns: list[int]
 ) -> dict[str, Any]:
     """Sequences that one network draws, from noise that all share, and where its U-turns end."""
     network = all_of.network(index, step)
-    drawn = generate(network, n, seed=2, progress=False)
+    drawn = generate(network, n, seed=2, progress=False, num_threads=1)
     found = {}
     for name, leaves in starts.items():
-        ends = u_turn(network, leaves, turns, seed=1, progress=False)
+        ends = u_turn(network, leaves, turns, seed=1, progress=False, num_threads=1)
         found[name] = np.stack([ends.overlap, ends.error], axis=1).tolist()
     return {"drawn": np.asarray(drawn.leaves).tolist(), "turns": found}
 

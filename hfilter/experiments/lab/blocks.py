@@ -27,10 +27,15 @@ def law_of(options: Options) -> Law:
 def bias_runs(options: Options) -> list[Run]:
     """A run for each disjoint block of one stream, each with a seed of its own."""
     rows = options.train_size or options.pick(32, 400, 5000)
+    longer = {}
+    if options.preset == "published":  # as many steps as the paper took for this many sequences
+        steps = {12_000: 720_000, 70_000: 4_800_000}.get(rows, 200_000)
+        longer = {"steps": steps, "cooldown": steps - round(50 * rows / 512)}
     return [
         recipe(
             options, law_of(options), "denoise", seed=seed, keep=options.pick(4, 25, 25),
             data_seed=options.seed, data_start=index * rows, train_size=rows, held_out="content",
+            **longer,
         )
         for index, seed in enumerate(options.seeds(fast=4, published=15))
     ]  # fmt: skip

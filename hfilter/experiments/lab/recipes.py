@@ -70,4 +70,7 @@ def recipe(
 
 def _smoke(shape: EncoderConfig, config: TrainConfig) -> tuple[EncoderConfig, TrainConfig]:
     shape = replace(shape, d_model=8, n_heads=1, d_feedforward=8)
-    return shape, replace(config, steps=6, warmup=0, batch_size=16, n_eval=64, eval_at=(0, 3, 6))
+    return shape, replace(
+        config, steps=6, warmup=0, cooldown=min(config.cooldown, 6), batch_size=16, n_eval=64,
+        eval_at=(0, 3, 6), checkpoint_at=(), checkpoint_every=6,
+    )  # fmt: skip

@@ -24,7 +24,7 @@ from hfilter.experiments.progress import progress
 from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.train import TrainConfig, load_encoder, read_log, train
 
-__all__ = ["Law", "Run", "Trained", "Workshop"]
+__all__ = ["Asked", "Law", "Run", "Trained", "Workshop"]
 
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the logs of runs in other processes
 
@@ -134,6 +134,17 @@ class Trained:
         return sorted((int(path.stem.removeprefix("step-")), path) for path in files)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A measurement that another process may make: ``work(*arguments)``, kept as :meth:`Workshop.measured` does."""
+
+    trained: Trained
+    name: str
+    settings: Any
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+
+
 class Workshop:
     """A folder of runs and of what was measured on them.
 
@@ -230,22 +241,81 @@ class Workshop:
         work : callable
             Returns something that :func:`hfilter.experiments.artefacts.plain` can write.
         """
-        said = json.dumps(plain([settings, hfilter.__version__]), sort_keys=True)
-        key = hashlib.sha256(said.encode()).hexdigest()[:12]
-        path = trained.folder / "measured" / f"{name}-{key}.json"
+        path = _place(trained, name, settings)
         try:
             return read_json(path)["result"]
         except (DataError, KeyError, TypeError):
-            pass  # not measured yet, or damaged: it can be had again
-        began = time.perf_counter()
-        result = plain(work())
-        path.parent.mkdir(exist_ok=True)
-        seconds = time.perf_counter() - began
-        write_json(path, {"settings": settings, "seconds": seconds, "result": result})
-        return json.loads(json.dumps(result))
+            return _measure(
+                path, settings, work
+            )  # not measured yet, or damaged: it can be had again
+
+    def measured_all(self, what: str, asked: Sequence[Asked]) -> list[Any]:
+        """Many measurements, as many at a time as there are jobs, with a progress bar.
+
+        Parameters
+        ----------
+        what : str
+            What is counted.
+        asked : sequence of Asked
+            Each with a function of a module, so that another process can call it.
+
+        Returns
+        -------
+        list
+            Results in the order asked, as :meth:`measured` gives them.
+        """
+        missing = [one for one in asked if not _is_measured(one)]
+        with self.counting(len(asked), what) as advance:
+            advance(len(asked) - len(missing))
+            if self.jobs > 1 and len(missing) > 1:
+                with _pool(min(self.jobs, len(missing))) as pool:
+                    waiting = {pool.submit(_measure_asked, one) for one in missing}
+                    while waiting:
+                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                        for one in done:
+                            one.result()
+                        advance(len(done))
+            else:
+                for one in missing:
+                    _measure_asked(one)
+                    advance(1)
+        return [read_json(_place(one.trained, one.name, one.settings))["result"] for one in asked]
 
     def _is_done(self, run: Run) -> bool:
         return (self.path(run) / "encoder.safetensors").exists()
+
+
+def _place(trained: Trained, name: str, settings: Any) -> Path:
+    """The file of a measurement."""
+    said = json.dumps(plain([settings, hfilter.__version__]), sort_keys=True)
+    key = hashlib.sha256(said.encode()).hexdigest()[:12]
+    return trained.folder / "measured" / f"{name}-{key}.json"
+
+
+def _measure(path: Path, settings: Any, work: Callable[[], Any]) -> Any:
+    began = time.perf_counter()
+    result = plain(work())
+    path.parent.mkdir(exist_ok=True)
+    seconds = time.perf_counter() - began
+    write_json(path, {"settings": settings, "seconds": seconds, "result": result})
+    return json.loads(json.dumps(result))
+
+
+def _is_measured(asked: Asked) -> bool:
+    try:
+        read_json(_place(asked.trained, asked.name, asked.settings))["result"]
+    except (DataError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _measure_asked(asked: Asked) -> None:
+    path = _place(asked.trained, asked.name, asked.settings)
+    _Worker.busy = True
+    try:
+        _measure(path, asked.settings, lambda: asked.work(*asked.arguments))
+    finally:
+        _Worker.busy = False
 
 
 def _train_run(folder: Path, run: Run, show: bool) -> None:
