@@ -173,9 +173,11 @@ bool usable(const hf_row_kernels* k, const hf_empirical_args* args) {
     const auto four_or_eight = [](int32_t bytes) { return bytes == 4 || bytes == 8; };
     return k && k->abi_version == HF_ABI_VERSION && args && args->n >= 0 && args->n_stored > 0 &&
            args->n_stored < int64_t(1) << 31 && args->length > 0 && args->vocab_size > 0 && args->n_groups > 0 &&
-           args->n_strings > 0 && args->width > 0 && four_or_eight(args->field_bytes) &&
-           four_or_eight(args->value_bytes) && args->first_position && args->first_string && args->strings &&
-           args->symbols && args->log_fields && args->marginals && args->mass && args->shift;
+           args->n_head >= 0 && args->n_head < args->n_groups && args->n_groups <= args->n_head + 2 &&
+           args->n_runs > 0 && args->runs && args->n_strings > 0 && args->width > 0 &&
+           four_or_eight(args->field_bytes) && four_or_eight(args->value_bytes) && args->first_position &&
+           args->first_string && args->strings && args->symbols && args->log_fields && args->marginals && args->mass &&
+           args->shift;
 }
 
 template <class Call> int32_t guarded(const Call& call) {

@@ -2,23 +2,26 @@
 //
 // Positions are cut into groups, and each group's strings that occur are numbered (hfilter/diffusion/stored.py): a row
 // is a few numbers. The fields of a string are summed once per question, a row's logarithm is the sum of a few looked
-// up, and its weight is added to as few places; strings are taken apart into symbols at the end.
+// up, and its weight is added to as few places; strings are taken apart into symbols at the end. Rows that share their
+// first groups, the head, follow each other in a run: the head is summed once for them, and a run that no lane can need
+// is passed over.
 #pragma once
 
 #include "hfilter.h"
 #include "pack.hpp"
 
+#include <initializer_list>
 #include <math.h>
 
 namespace HF_NAMESPACE {
 namespace { // templates that are not inlined stay in their object
 
 template <class P> struct EmpiricalLayout {
-    int64_t fields, sums, weights; // in packs
+    int64_t fields, strings; // in packs
     size_t bytes;
     explicit EmpiricalLayout(const hf_empirical_args& args)
-        : fields(0), sums(args.length * args.vocab_size), weights(sums + args.n_strings),
-          bytes(static_cast<size_t>(weights + args.n_strings) * sizeof(typename P::V)) {}
+        : fields(0), strings(args.length * args.vocab_size),
+          bytes(static_cast<size_t>(strings + 2 * args.n_strings) * sizeof(typename P::V)) {}
 };
 
 template <class Mask> HF_INLINE bool any_lane(const Mask& mask) {
@@ -39,6 +42,23 @@ template <class V> HF_INLINE bool any_above(const V& a, const V& b) {
 #endif
 }
 
+// exp(x) for x up to a little above 0, to 2e-7 of it near 0 and 5e-6 at the low end, where weights no longer count;
+// exactly 0 below. A few steps shorter than exp_nonpositive, which serves double precision.
+template <class P> HF_INLINE typename P::V weight_of(typename P::V x) {
+    if constexpr (sizeof(typename P::Scalar) == 8) return exp_nonpositive<P>(smaller(x, typename P::V{}));
+    else {
+        using F = Format<float>;
+        using V = typename P::V;
+        const V rounded = x * 1.44269504f + F::round_magic; // an integer, in the last bits of the mantissa
+        const V r = multiply_add<P>(rounded - F::round_magic, splat<P>(-0.693147181f), x);
+        V sum = splat<P>(1.0f / 720);
+        for (const float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+            sum = multiply_add<P>(sum, r, splat<P>(c));
+        const typename P::I e = bits_of<P>(rounded) - bits_of<P>(splat<P>(F::round_magic));
+        return x < F::exp_lowest ? V{} : sum * power_of_two<P>(e);
+    }
+}
+
 // A block of questions, one in each lane.
 template <class P> struct Empirical {
     using V = typename P::V;
@@ -47,7 +67,13 @@ template <class P> struct Empirical {
     using D = typename LaneType<double, P::lanes>::type;
     static constexpr int N = P::lanes;
     const hf_empirical_args& args;
-    V *fields, *sums, *weights;
+    // A string: its fields' sum, and the weight of the rows that have it. What fetches one fetches the other.
+    struct Cell {
+        V sum, weight;
+    };
+    V* fields;
+    Cell* cells;
+    V tail_best[2];
     int64_t row[N];                // of the arguments
     double reference[N], shift[N]; // shift: what the logarithms of weights are relative to
     bool possible[N], settled[N];
@@ -66,36 +92,50 @@ template <class P> struct Empirical {
             for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) {
                 V total = fields[first * args.vocab_size + symbol(e, 0)];
                 for (int64_t p = 1; p < n; ++p) total = total + fields[(first + p) * args.vocab_size + symbol(e, p)];
-                sums[e] = g == 0 ? total + offset : total;
+                cells[e].sum = g == 0 ? total + offset : total;
             }
         }
     }
-    template <int G> HF_INLINE V sum_of(const int32_t* strings) const {
-        V total = sums[strings[0]];
-        if constexpr (G > 0) {
-            for (int g = 1; g < G; ++g) total = total + sums[strings[g]];
-        } else
-            for (int32_t g = 1; g < args.n_groups; ++g) total = total + sums[strings[g]];
+    // Adding up is monotonic, so what the best strings of the tail give bounds what any of them does.
+    void bound_tail() {
+        for (int32_t t = 0; t < 2; ++t) tail_best[t] = V{};
+        for (int32_t g = args.n_head; g < args.n_groups; ++g) {
+            V best = V{} + T(-HUGE_VAL);
+            for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) best = larger(cells[e].sum, best);
+            tail_best[g - args.n_head] = best;
+        }
+    }
+    HF_INLINE V head_sum(const int32_t* strings) const {
+        V total{};
+        for (int32_t g = 0; g < args.n_head; ++g) total = total + cells[strings[g]].sum;
         return total;
     }
-    template <int G> HF_INLINE void add_to(const int32_t* strings, const V& w) {
-        if constexpr (G > 0) {
-            for (int g = 0; g < G; ++g) weights[strings[g]] = weights[strings[g]] + w;
-        } else
-            for (int32_t g = 0; g < args.n_groups; ++g) weights[strings[g]] = weights[strings[g]] + w;
+    template <int Tail> HF_INLINE V add_tail(V head, const int32_t* strings) const {
+        for (int t = 0; t < Tail; ++t) head = head + cells[strings[args.n_head + t]].sum;
+        return head;
+    }
+    template <int Tail> HF_INLINE V bound_of(V head) const {
+        for (int t = 0; t < Tail; ++t) head = head + tail_best[t];
+        return head;
     }
 
     // The largest sum of every lane, and the stored row that has it.
-    template <int G> void find_best(V& best, I& where) const {
-        best = V{} + T(-HUGE_VAL);
+    template <int Tail> void find_best(V& best, I& where) {
+        for (int l = 0; l < N; ++l) best[l] = settled[l] ? T(HUGE_VAL) : T(-HUGE_VAL);
         where = I{};
-        const int32_t* strings = args.strings;
-        for (int64_t m = 0; m < args.n_stored; ++m, strings += args.n_groups) {
-            const V total = sum_of<G>(strings);
-            if (!any_above(total, best)) continue; // most rows are not: a running maximum rises rarely
-            const I better = as_mask<P>(total > best);
-            where = better ? I{} + static_cast<typename P::Int>(m) : where;
-            best = larger(total, best);
+        bound_tail();
+        for (int64_t r = 0; r < args.n_runs; ++r) {
+            const int64_t begin = args.runs[r], end = args.runs[r + 1];
+            const int32_t* strings = args.strings + begin * args.n_groups;
+            const V head = head_sum(strings);
+            if (!any_above(bound_of<Tail>(head), best)) continue;
+            for (int64_t m = begin; m < end; ++m, strings += args.n_groups) {
+                const V total = add_tail<Tail>(head, strings);
+                if (!any_above(total, best)) continue; // a running maximum rises rarely
+                const I better = as_mask<P>(total > best);
+                where = better ? I{} + static_cast<typename P::Int>(m) : where;
+                best = larger(total, best);
+            }
         }
     }
     // Fields relative to those of the best row, in lanes that are not settled yet; whether all are now.
@@ -119,17 +159,31 @@ template <class P> struct Empirical {
         }
         return all;
     }
-    template <int G> void weigh() {
-        for (int64_t e = 0; e < args.n_strings; ++e) weights[e] = V{};
+    template <int Tail> void weigh() {
+        for (int64_t e = 0; e < args.n_strings; ++e) cells[e].weight = V{};
+        bound_tail();
         const V low = V{} + Format<T>::exp_lowest;
-        const int32_t* strings = args.strings;
-        for (int64_t m = 0; m < args.n_stored; ++m, strings += args.n_groups) {
-            const V total = sum_of<G>(strings);
-            if (!any_above(total, low)) continue;
-            add_to<G>(strings, exp_nonpositive<P>(smaller(total, V{})));
+        for (int64_t r = 0; r < args.n_runs; ++r) {
+            const int64_t begin = args.runs[r], end = args.runs[r + 1];
+            const int32_t* strings = args.strings + begin * args.n_groups;
+            const int32_t* const own = strings;
+            const V head = head_sum(strings);
+            if (!any_above(bound_of<Tail>(head), low)) continue; // every weight is zero
+            V all{};
+            for (int64_t m = begin; m < end; ++m, strings += args.n_groups) {
+                const V total = add_tail<Tail>(head, strings);
+                if (!any_above(total, low)) continue;
+                const V w = weight_of<P>(total);
+                all = all + w;
+                for (int t = 0; t < Tail; ++t) {
+                    V& sum = cells[strings[args.n_head + t]].weight;
+                    sum = sum + w;
+                }
+            }
+            for (int32_t g = 0; g < args.n_head; ++g) cells[own[g]].weight = cells[own[g]].weight + all;
         }
     }
-    template <int G> void run() {
+    template <int Tail> void run() {
         for (int l = 0; l < N; ++l) {
             settled[l] = false;
             for (int64_t j = 0; j < args.length; ++j) {
@@ -147,11 +201,11 @@ template <class P> struct Empirical {
         I where;
         for (int round = 0; round < 4; ++round) {
             add_up(T(0));
-            find_best<G>(best, where);
+            find_best<Tail>(best, where);
             if (centre_on(best, where)) break;
         }
         add_up(T(-1)); // room for what rounding has left above the best
-        weigh<G>();
+        weigh<Tail>();
     }
     // Marginals and masses of the first `count` lanes: strings taken apart, in double precision.
     void answer(int count, D* totals) const {
@@ -161,7 +215,7 @@ template <class P> struct Empirical {
             for (int64_t p = 0; p < n * q; ++p) totals[p] = D{};
             D mass{};
             for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) {
-                const D w = convert_lanes<D, N>(weights[e]);
+                const D w = convert_lanes<D, N>(cells[e].weight);
                 mass = mass + w;
                 for (int64_t p = 0; p < n; ++p) totals[p * q + symbol(e, p)] = totals[p * q + symbol(e, p)] + w;
             }
@@ -190,22 +244,23 @@ template <class P> void empirical_rows(const hf_empirical_args& args, int64_t be
     using D = typename Empirical<P>::D;
     const EmpiricalLayout<P> layout(args);
     V* const at = static_cast<V*>(scratch);
-    Empirical<P> block{args, at + layout.fields, at + layout.sums, at + layout.weights, {}, {}, {}, {}, {}};
+    Empirical<P> block{args,
+                       at + layout.fields,
+                       reinterpret_cast<typename Empirical<P>::Cell*>(at + layout.strings),
+                       {},
+                       {},
+                       {},
+                       {},
+                       {},
+                       {}};
     // Scratch begins with a cache line, which is half of the widest pack.
     const uintptr_t end_of_packs = reinterpret_cast<uintptr_t>(scratch) + layout.bytes;
     D* const totals = reinterpret_cast<D*>((end_of_packs + sizeof(D) - 1) / sizeof(D) * sizeof(D));
     for (int64_t first = begin; first < end; first += P::lanes) {
         const int count = end - first < P::lanes ? static_cast<int>(end - first) : P::lanes;
         for (int l = 0; l < P::lanes; ++l) block.row[l] = first + (l < count ? l : 0);
-        switch (args.n_groups) {
-        case 1: block.template run<1>(); break;
-        case 2: block.template run<2>(); break;
-        case 3: block.template run<3>(); break;
-        case 4: block.template run<4>(); break;
-        case 5: block.template run<5>(); break;
-        case 6: block.template run<6>(); break;
-        default: block.template run<0>();
-        }
+        if (args.n_groups - args.n_head == 1) block.template run<1>();
+        else block.template run<2>();
         block.answer(count, totals);
     }
 }

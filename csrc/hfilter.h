@@ -180,14 +180,17 @@ typedef struct hf_empirical_args {
     int64_t length;
     int64_t vocab_size;
     int64_t n_strings;
-    int64_t width;                 // positions of the widest group
+    int64_t width; // positions of the widest group
+    int64_t n_runs;
     int32_t n_groups;              // at least 1
+    int32_t n_head;                // groups that the rows of a run share: n_groups - 1 or - 2
     int32_t field_bytes;           // 4 or 8
     int32_t value_bytes;           // 4 or 8
     const int64_t* first_position; // (n_groups + 1)
     const int64_t* first_string;   // (n_groups + 1)
     const int32_t* strings;        // (n_stored, n_groups)
     const uint16_t* symbols;       // (n_strings, width)
+    const int64_t* runs;           // (n_runs + 1): run r is stored rows runs[r] … runs[r + 1]
     const void* log_fields;        // (n, length, vocab_size)
     void* marginals;               // (n, length, vocab_size) of the value type
     // Sum of weights, and what their logarithms are relative to; zeros where every weight is zero.

@@ -95,7 +95,7 @@ void nearest(const std::string& isa, const py::object& rows, const py::object& s
     check(result);
 }
 
-// `strings` is (first_position, first_string, strings, symbols): see hf_empirical_args.
+// `strings` is (first_position, first_string, strings, symbols, runs, n_head): see hf_empirical_args.
 void empirical(const std::string& isa, int64_t n, int64_t length, int64_t vocab_size, const py::tuple& strings,
                const py::object& log_fields, const py::object& marginals, const py::object& mass,
                const py::object& shift, int32_t num_threads) {
@@ -113,16 +113,24 @@ void empirical(const std::string& isa, int64_t n, int64_t length, int64_t vocab_
     if (args.n_strings < 1 || symbols.size() % args.n_strings || numbers.size() % groups || numbers.size() == 0)
         throw std::invalid_argument("strings: sizes do not fit");
     args.width = symbols.size() / args.n_strings;
+    const View runs(strings[4], "ql", false, "runs");
+    args.n_head = strings[5].cast<int32_t>();
+    args.n_runs = runs.size() - 1;
+    args.runs = runs.data<const int64_t>();
+    if (runs.itemsize() != 8 || args.n_runs < 1 || args.n_head < 0 || args.n_head >= groups || groups > args.n_head + 2)
+        throw std::invalid_argument("runs: no run");
     bool fits = args.first_position[0] == 0 && args.first_string[0] == 0 && args.first_position[groups] == length;
     for (int64_t g = 0; g < groups; ++g) {
         const int64_t wide = args.first_position[g + 1] - args.first_position[g];
         fits = fits && wide > 0 && wide <= args.width && args.first_string[g + 1] > args.first_string[g];
     }
-    for (int64_t i = 0; i < numbers.size(); ++i) {
-        const int32_t e = numbers.data<const int32_t>()[i];
-        fits = fits && e >= args.first_string[i % groups] && e < args.first_string[i % groups + 1];
-    }
-    for (int64_t i = 0; i < symbols.size(); ++i) fits = fits && symbols.data<const uint16_t>()[i] < vocab_size;
+    const int32_t* number = numbers.data<const int32_t>();
+    for (int64_t m = 0; m < numbers.size() / groups; ++m)
+        for (int64_t g = 0; g < groups; ++g, ++number)
+            fits &= *number >= args.first_string[g] && *number < args.first_string[g + 1];
+    fits = fits && args.runs[0] == 0 && args.runs[args.n_runs] == numbers.size() / groups;
+    for (int64_t r = 0; r < args.n_runs; ++r) fits &= args.runs[r] <= args.runs[r + 1];
+    for (int64_t i = 0; i < symbols.size(); ++i) fits &= symbols.data<const uint16_t>()[i] < vocab_size;
     if (!fits) throw std::invalid_argument("strings: numbers out of range");
     const View fields = view(log_fields, "fd", false, n * length * vocab_size, "log_fields");
     const View out = view(marginals, "fd", true, n * length * vocab_size, "marginals");

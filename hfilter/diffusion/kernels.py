@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..compiled import _cpu
 from ..errors import KernelError
+from ..noising.jitting import compile_loops, over_rows
 from ..noising.kernels import is_compiled, server
 
 __all__ = ["empirical", "nearest"]
@@ -40,7 +41,17 @@ def nearest(
     kind = _lane_type(rows, data)
     asked = np.ascontiguousarray(rows, kind)
     if not is_compiled(name):
-        nearest_in_numpy(asked, np.ascontiguousarray(data.T, kind), exclude, out)
+        columns = np.ascontiguousarray(data.T, kind)
+        if name == "numba":
+            loops = compile_loops(nearest_loops)
+
+            def rows_of(begin: int, end: int) -> None:
+                answers = (x[begin:end] for x in out)
+                loops(asked[begin:end], columns, begin if exclude else -1, *answers)
+
+            over_rows(rows_of, len(asked), threads)
+        else:
+            nearest_in_numpy(asked, columns, exclude, out)
         return
     n, length = asked.shape
     stored = len(data)
@@ -79,6 +90,33 @@ def nearest_in_numpy(
         to = slice(begin, begin + len(part))
         distance[to], index[to] = low, far.argmin(axis=1)
         count[to] = np.count_nonzero(far == low[:, None], axis=1)
+
+
+def nearest_loops(
+    rows: Any, columns: Any, exclude_from: int, distance: Any, index: Any, count: Any
+) -> None:
+    """`nearest_in_numpy` in loops, for Numba; row i leaves out stored row exclude_from + i (-1: none)."""
+    length, stored = columns.shape
+    far = np.empty(min(stored, 4096), rows.dtype)
+    for i in range(len(rows)):
+        best, found, many = length + 1, 0, 0
+        for begin in range(0, stored, 4096):
+            here = min(4096, stored - begin)
+            for m in range(here):
+                far[m] = 0
+            for j in range(length):
+                symbol = rows[i, j]
+                for m in range(here):
+                    far[m] += columns[j, begin + m] != symbol
+            own = exclude_from + i - begin if exclude_from >= 0 else -1
+            for m in range(here):
+                d = int(far[m])
+                if d > best or m == own:
+                    continue
+                if d < best:
+                    best, found, many = d, begin + m, 0
+                many += 1
+        distance[i], index[i], count[i] = best, found, many
 
 
 def empirical(

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 __all__ = ["Strings", "number_strings"]
 
 Array = NDArray[Any]
-Strings = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32], NDArray[np.uint16]]
+Strings = tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.uint16],
+    NDArray[np.int64],
+    int,
+]
 
 _MOST = 1536  # strings of a group: two packs each, of all groups, should stay in the second cache
 _USES = (
@@ -62,6 +69,10 @@ def number_strings(rows: Array) -> Strings:
     strings : array (P, groups) of int32
         Every row's strings, in the order of these: like rows follow each other.
     symbols : array (strings, widest group) of uint16
+    runs : array (runs + 1,)
+        Rows runs[r] … runs[r + 1] share the strings of their first groups.
+    head : int
+        How many groups these are: all but the last one or two.
     """
     cuts = _groups(rows)
     first_position = np.array([c[0] for c in cuts] + [rows.shape[1]], np.int64)
@@ -89,9 +100,14 @@ def number_strings(rows: Array) -> Strings:
         padded = np.zeros((int(copies.sum()), width), np.uint16)
         padded[:, : found.shape[1]] = np.repeat(found, copies, axis=0)
         symbols.append(padded)
+    head = max(len(cuts) - 2, min(len(cuts) - 1, 1))
+    begins = np.arange(len(rows)) % _USES == 0
+    begins[1:] |= (numbers[1:, :head] != numbers[:-1, :head]).any(axis=1)
     return (
         first_position,
         first_string,
         np.ascontiguousarray(numbers, np.int32),
         np.ascontiguousarray(np.concatenate(symbols)),
+        np.append(np.flatnonzero(begins), len(rows)),
+        head,
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backend import default_threads, get_backend
-from ..checks import check_int
+from ..backend import get_backend
 from ..compiled import _cpu
 from ..errors import KernelError
-from .text import normal_rows
+from ..exact.door import runner_for
+from .jitting import compile_loops, over_rows
+from .text import LOOPS, normal_rows
 
 __all__ = [
     "is_device_tensor",
@@ -32,11 +33,8 @@ _CALL = 1 << 25  # and in a compiled call: Python sees Ctrl-C between calls
 
 def server(backend: str | None, num_threads: int | None) -> tuple[str, int]:
     """The name of the backend that serves arrays on this processor, and threads for it."""
-    most = 1024
-    threads = (
-        default_threads() if num_threads is None else check_int("num_threads", num_threads, 1, most)
-    )
-    name = get_backend(backend).name
+    runner, threads = runner_for(backend, num_threads)
+    name = runner.name
     if name.startswith("cuda"):  # of arrays here there is nothing for a device to do
         name = get_backend("cpu" if _cpu is not None else "python").name
     return name, threads
@@ -87,6 +85,21 @@ def _pieces(n: int, size: int, most: int = _PIECE) -> Iterator[slice]:
         yield slice(begin, min(begin + rows, n))
 
 
+def _rows_of(name: str, threads: int) -> Callable[[int, int, int, Array], None]:
+    """`normal_rows` of a backend of the Python text."""
+    if name != "numba":
+        return normal_rows
+    loops = compile_loops(*LOOPS)
+
+    def rows(seed: int, tag: int, first: int, out: Array) -> None:
+        def part(begin: int, end: int) -> None:
+            loops(np.uint64(seed), np.uint64(tag), np.uint64(first + begin), out[begin:end])
+
+        over_rows(part, len(out), threads if out.size > _PIECE else 1)
+
+    return rows
+
+
 def normal(
     seed: int, tag: int, start: int, out: Array, backend: str | None, num_threads: int | None
 ) -> None:
@@ -95,8 +108,10 @@ def normal(
     if is_compiled(name):
         _compiled(name, threads, seed, tag, start, out, "fill")
         return
-    for part in _pieces(*out.shape):
-        normal_rows(seed, tag, start + part.start, out[part])
+    fill = _rows_of(name, threads)
+    n, size = out.shape
+    for part in _pieces(n, size, _PIECE if fill is normal_rows else _CALL):
+        fill(seed, tag, start + part.start, out[part])
 
 
 def noise_leaves(
@@ -112,9 +127,10 @@ def noise_leaves(
         return
     flat = out.reshape(n, length * q)
     at = np.arange(length) * q
+    fill = _rows_of(name, threads)
     for part in _pieces(n, length * q):
         target = flat[part]
-        normal_rows(seed, tag, start + part.start, target)
+        fill(seed, tag, start + part.start, target)
         target *= sigma[part, None]
         rows = np.arange(len(target))[:, None]
         target[rows, at + leaves[part].astype(np.intp)] += signal[part, None]
@@ -132,6 +148,7 @@ def reverse_step(
     size = x[0].size if len(x) else 0
     flat, flat0 = x.reshape(len(x), size), x0.reshape(len(x), size)
     f, g, h = np.float32(a), np.float32(b), np.float32(s)
+    fill = _rows_of(name, threads)
     noise = np.empty((max(1, _PIECE // max(size, 1)), size), np.float32)
     for part in _pieces(len(x), size):
         target = flat[part]
@@ -139,5 +156,5 @@ def reverse_step(
         np.add(f * flat0[part], target, out=target)
         if h != 0:
             z = noise[: len(target)]
-            normal_rows(seed, tag, start + part.start, z)
+            fill(seed, tag, start + part.start, z)
             target += h * z
