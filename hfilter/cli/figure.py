@@ -30,6 +30,7 @@ experiments (`hfilter figure NAME --about` says what each does and expects):
   next-token          a causal encoder against the exact next-token law, position by position
   biased-generalization  models of disjoint blocks part before the test loss turns
   biased-samples      what biased denoisers draw, and where their U-turns end
+  diffusion-reference exact numbers of diffusion that no network enters into
   forward-backward    how far up the tree noise reaches, and where changes are most correlated
   all                 every one of them
 

@@ -9,6 +9,7 @@ from hfilter.experiments.lab import (
     biased_samples,
     complexity,
     depth,
+    diffusion_reference,
     finetune,
     forward_backward,
     next_token,
@@ -26,6 +27,6 @@ STUDIES: dict[str, Study] = {
     module.STUDY.name: module.STUDY
     for module in (
         staircase, scatter, probes, accuracies, attention, finetune, transfers, depth, complexity, targets,
-        next_token, bias, biased_samples, forward_backward,
+        next_token, bias, biased_samples, diffusion_reference, forward_backward,
     )
 }  # fmt: skip
