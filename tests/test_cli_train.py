@@ -101,6 +101,12 @@ OPTIONS = {
     "--threads 2 --device cuda:1": {"threads": 2, "device": "cuda:1"},
     "--init-gamma 0.75": {"init_gamma": 0.75},
     "--init-gamma readout=0.5,embedding=1": {"init_gamma": {"readout": 0.5, "embedding": 1.0}},
+    "--schedule inverse-root --cooldown 50 --average 0.25": {
+        "schedule": "inverse-root", "cooldown": 50, "average": 0.25},
+    "--train-size 100 --data-start 200 --held-out content": {
+        "train_size": 100, "data_start": 200, "held_out": "content"},
+    "--noise cosine --noise-steps 100 --eval-time 9": {
+        "noise": "cosine", "noise_steps": 100, "eval_time": 9},
     "--frozen embedding,layers.0": {"frozen": ("embedding", "layers.0")},
 }  # fmt: skip
 
@@ -183,7 +189,7 @@ def test_presets_fit_every_model(name: str, which: str) -> None:
         0
     )
     small = Encoder(type(encoder)(**{**vars(encoder), "d_model": 8, "n_heads": 1}))
-    logits, labels = scored(small(batch.tokens), batch)
+    logits, labels = scored(small(*batch.inputs), batch)
     assert len(logits) == len(labels)
     assert int(labels.max()) < logits.shape[1]
     assert max(config.eval_points()) == config.steps
@@ -204,6 +210,26 @@ def test_published_presets_are_as_published() -> None:
     assert (config.train_size, config.steps) == (2**18, 2000 * 8192)
     assert config.mask_rate is config.train_mask_rate is None
     assert (encoder.dropout, encoder.positions, encoder.norm) == (0.1, "sinusoidal", "post")
+
+
+def test_published_denoisers_are_as_published() -> None:
+    """PAPERS B: sizes, steps, batches, rates, kept encoders; the size of the network elsewhere."""
+    tree = hfilter.TreeModel(hfilter.Grammar.published(6, 1.0, 0, 4), depth=4)
+    sizes = {"": (5000, 200_000), "-12k": (12_000, 720_000), "-70k": (70_000, 4_800_000)}
+    for end, (size, steps) in sizes.items():
+        encoder, config, _ = preset(f"denoise-published{end}", tree)
+        assert (config.train_size, config.steps, config.batch_size) == (size, steps, 512)
+        assert (config.lr, config.noise, config.noise_steps) == (3e-4, "published", 500)
+        assert (config.optimiser, config.weight_decay, config.targets) == ("adamw", 0.0, "labels")
+        epoch = size / 512
+        assert config.rate_factor(0) == 1.0
+        assert config.rate_factor(round(25 * epoch)) == pytest.approx(0.75, abs=1e-3)
+        assert config.rate_factor(round(50 * epoch)) == pytest.approx(0.5, abs=1e-3)
+        assert config.rate_factor(steps) == pytest.approx(0.1)
+        assert len(config.checkpoint_at) == 25
+        assert (encoder.d_model, encoder.n_layers, encoder.n_heads) == (512, 8, 4)
+        assert (encoder.d_feedforward, encoder.activation, encoder.norm) == (1024, "relu", "post")
+        assert (encoder.dropout, encoder.positions, encoder.time_embedding) == (0.1, "learned", 32)
 
 
 # --- evaluate --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfilter import provenance
+from hfilter.cli import denoisers
 from hfilter.cli.options import Formatter, add_model, count, model_from, options_of, positive
 from hfilter.errors import ArgumentError, DataError
 from hfilter.exact import TreeModel
@@ -26,7 +27,8 @@ at every other filter level, and, if asked for, of another grammar and of unifor
 Every line has the encoder's accuracy and cross-entropy beside those of exact inference for that data,
 and KL(BP_k || encoder), in nats per scored token, for every k; --out has the standard errors,
 calibration, agreement and quantiles too. For masked leaves the last line has KL(W_h || encoder), W_h
-being exact inference from the leaf's own subtree of height h alone.
+being exact inference from the leaf's own subtree of height h alone. A denoiser is scored at the
+times --times of the noise, and over all times together.
 
 PATH is a run folder of `hfilter train`, or one of its files (encoder.safetensors,
 checkpoints/step-0000100.safetensors), which knows its model; or such a file from elsewhere, whose
@@ -38,6 +40,7 @@ examples:
   hfilter evaluate run --filter-level 2 --rows 1e5 --out run/level2.json
   hfilter evaluate run --in-sample --uniform --other-seed 3
   hfilter evaluate run/checkpoints/step-0000100.safetensors
+  hfilter evaluate block0 --times 25,75,150 --in-sample
   hfilter evaluate other/encoder.safetensors --grammar-seed 5 --depth 3
 options in a file:
   hfilter evaluate run --uniform --print-config > evaluate.json
@@ -49,7 +52,8 @@ _MODEL_OPTIONS = (
     "concentration", "eigenvalue", "depth",
 )  # fmt: skip
 # Settings of a training that say which sequences it saw.
-_WHOLE = ("seed", "data_seed", "data_start", "train_size", "steps", "batch_size", "ancestor_level")
+_WHOLE = ("seed", "data_seed", "data_start", "train_size", "steps", "batch_size", "ancestor_level",
+          "noise_steps", "eval_time")  # fmt: skip
 
 
 def add(subparsers: Any) -> argparse.ArgumentParser:
@@ -72,6 +76,8 @@ def add(subparsers: Any) -> argparse.ArgumentParser:
                        "run's)")  # fmt: skip
     group.add_argument("--mask-rate", type=float, metavar="R", help="hide each leaf so often "
                        "(default: the run's); 0: one leaf per sequence")  # fmt: skip
+    group.add_argument("--times", metavar="N,N,…", help="of the noise, for denoisers (default: the "
+                       "run's)")  # fmt: skip
     group.add_argument("--in-sample", action="store_true", help="sequences it was trained on too")
     group.add_argument("--uniform", action="store_true", help="uniformly random leaves too")
     group.add_argument("--other-seed", type=count, metavar="N", help="the grammar of this seed of "
@@ -108,6 +114,31 @@ def run(arguments: argparse.Namespace) -> int:
         seed = _data_seed(training)
     shown = _shown(training, arguments.path) if arguments.in_sample else 0
     began = time.perf_counter()
+
+    def write(results: dict[str, Any]) -> None:
+        if out is None:
+            return
+        about = {
+            "made_by": "hfilter evaluate",
+            "encoder": str(arguments.path),
+            "weights": weights_digest(encoder),
+            "shape": encoder.config.as_dict(),
+            "model": model.describe(),
+            "rows": arguments.rows,
+            "seed": seed,
+            **results,
+            "seconds": time.perf_counter() - began,
+            "provenance": provenance(),
+        }
+        write_json(out, about)
+        if not arguments.quiet:
+            print(out)
+
+    if task == "denoise":
+        write({"times": denoisers.evaluate(arguments, encoder, model, training, seed, shown)})
+        return 0
+    if arguments.times is not None:
+        raise ArgumentError(f"--times: for denoisers only, not for {task!r}; leave it out")
     found: dict[str, Comparison] = {}
     kinds = _kinds(arguments, model, level)
     own_data = any(name.endswith("(own)") for name in kinds)
@@ -135,26 +166,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             rungs = "".join(f"{value:8.4f}" for value in climb.window_kl)
             print(f"KL(W_h || encoder) on its own data, h = 0 … {model.depth}:{rungs}")
-    if out is not None:
-        write_json(
-            out,
-            {
-                "made_by": "hfilter evaluate",
-                "encoder": str(arguments.path),
-                "weights": weights_digest(encoder),
-                "shape": encoder.config.as_dict(),
-                "model": model.describe(),
-                "rows": arguments.rows,
-                "seed": seed,
-                "mask_rate": rate,
-                "comparisons": {name: result.as_dict() for name, result in found.items()},
-                "windows": windows,
-                "seconds": time.perf_counter() - began,
-                "provenance": provenance(),
-            },
-        )
-        if not arguments.quiet:
-            print(out)
+    comparisons = {name: result.as_dict() for name, result in found.items()}
+    write({"mask_rate": rate, "comparisons": comparisons, "windows": windows})
     return 0
 
 

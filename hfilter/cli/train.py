@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-_NAMES = "\n".join(f"  {name:16s}{make.__doc__}" for name, make in PRESETS.items())
+_NAMES = "\n".join(f"  {name:22s}{make.__doc__}" for name, make in PRESETS.items())
 
 DESCRIPTION = f"""\
 Train a transformer encoder on sequences of the model that the options name, and log its loss beside
@@ -41,6 +41,10 @@ examples:
   hfilter train --preset mlm-fast --stop-at 0.02 --out until-two-percent
   hfilter train --preset mlm-fast --targets labels --out from-labels
   hfilter train --preset causal-fast --optimiser adamw --checkpoint-at 100,500 --out causal
+two denoisers, each of 500 sequences of its own, disjoint blocks of one stream:
+  hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --out block0
+  hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --seed 1 \
+    --data-seed 0 --data-start 500 --out block1
 several processes as one, with the same losses:
   torchrun --nproc-per-node 2 -m hfilter train --preset mlm-published --device cuda --out big
 settings in a file:
@@ -56,10 +60,10 @@ _ENCODER |= {
     name: name for name in ("d_model", "dropout", "positions", "norm", "pooling", "activation")
 }
 _TRAIN = (
-    "seed", "data_seed", "batch_size", "lr", "muon_lr", "schedule", "warmup", "clip",
-    "weight_decay", "optimiser", "train_size", "targets", "target_level", "mask_rate",
+    "seed", "data_seed", "data_start", "batch_size", "lr", "muon_lr", "schedule", "warmup", "clip",
+    "cooldown", "average", "weight_decay", "optimiser", "train_size", "targets", "target_level", "mask_rate",
     "train_mask_rate", "ancestor_level", "n_eval", "eval_every", "stop_at", "checkpoint_every",
-    "precision", "threads", "device",
+    "precision", "threads", "device", "noise", "noise_steps", "eval_time", "held_out",
 )  # fmt: skip
 
 
@@ -110,12 +114,22 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=positive, metavar="N", help="sequences per update")
     group.add_argument("--train-size", type=count, metavar="P", help="show the same P sequences "
                        "over and over; 0: fresh ones")  # fmt: skip
+    group.add_argument("--data-start", type=count, metavar="N", help="first row of the training set "
+                       "in its stream; block i begins at i P")  # fmt: skip
+    group.add_argument("--held-out", metavar="HOW", help="other rows than those trained on: by index, "
+                       "or content")  # fmt: skip
     group.add_argument("--targets", metavar="WHAT", help="labels, or posterior: the exact law")
     group.add_argument("--target-level", type=count, metavar="K", help="posterior of BP_K")
     group.add_argument("--mask-rate", type=float, metavar="R", help="hide each leaf so often; 0: "
                        "one leaf per sequence")  # fmt: skip
     group.add_argument("--train-mask-rate", type=float, metavar="R", help="in training only")
     group.add_argument("--ancestor-level", type=count, metavar="D", help="whose symbols are named")
+    group.add_argument("--noise", metavar="NAME", help="of denoise: published or cosine")
+    group.add_argument(
+        "--noise-steps", type=positive, metavar="T", help="times of the noise, 1 … T"
+    )
+    group.add_argument("--eval-time", type=positive, metavar="N", help="time at which a denoiser is "
+                       "scored (default: 0.15 T)")  # fmt: skip
 
 
 def _add_optimiser(parser: argparse.ArgumentParser) -> None:
@@ -123,8 +137,13 @@ def _add_optimiser(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--optimiser", metavar="NAME", help="adamw or muon")
     group.add_argument("--lr", type=float, metavar="R", help="peak learning rate")
     group.add_argument("--muon-lr", type=float, metavar="R", help="of the layers' matrices")
-    group.add_argument("--schedule", metavar="NAME", help="constant, cosine, linear or trapezoid")
+    group.add_argument("--schedule", metavar="NAME", help="constant, cosine, linear, trapezoid, "
+                       "linear-cosine or inverse-root")  # fmt: skip
     group.add_argument("--warmup", type=count, metavar="N", help="steps")
+    group.add_argument("--cooldown", type=count, metavar="N", help="steps that the last three of "
+                       "these take to fall")  # fmt: skip
+    group.add_argument("--average", type=float, metavar="R", help="score and keep averages of the "
+                       "weights over the latest part R of the steps; 0: the weights")  # fmt: skip
     group.add_argument("--weight-decay", type=float, metavar="R", help="decoupled")
     group.add_argument("--clip", type=float, metavar="N", help="largest norm of a gradient")
     group.add_argument("--precision", metavar="TYPE", help="float32, bfloat16 or float16")
@@ -166,6 +185,8 @@ def settings(arguments: argparse.Namespace, model: Any) -> tuple[EncoderConfig, 
     for name in ("train_size", "mask_rate", "train_mask_rate"):
         if changes.get(name) == 0:
             changes[name] = None
+    if changes.get("train_size", 1) is None and config.held_out == "content":
+        changes.setdefault("held_out", "index")
     # What only a setting of the preset that is no longer chosen had a use for goes with it.
     for name, wanted, option in (
         ("optimiser", "muon", "muon_lr"),
@@ -173,8 +194,8 @@ def settings(arguments: argparse.Namespace, model: Any) -> tuple[EncoderConfig, 
     ):
         if changes.get(name, wanted) != wanted and option not in changes:
             changes[option] = None
-    if changes.get("schedule", config.schedule) != "trapezoid":
-        changes["cooldown"] = 0
+    if changes.get("schedule", config.schedule) != config.schedule:
+        changes.setdefault("cooldown", 0)
     if "eval_every" in changes:
         changes["eval_at"] = None
     if arguments.frozen is not None:

@@ -30,6 +30,8 @@ from .denoisers import Denoiser
 
 __all__ = ["LearnedDenoiser", "channel_of"]
 
+_LARGEST = 1e6  # noisy leaves beyond count as this: the squares inside a network must stay numbers
+
 
 class LearnedDenoiser(Denoiser):
     """What a network of the task ``"denoise"`` makes of noisy leaves, without dropout.
@@ -118,8 +120,7 @@ class LearnedDenoiser(Denoiser):
         """The law of every leaf, in blocks of rows, where x_t lies."""
         here = isinstance(x_t, np.ndarray)
         x = torch.from_numpy(np.ascontiguousarray(x_t)) if here else x_t
-        # Larger numbers than float32 holds say what its largest says.
-        x = x.clamp(-3e38, 3e38) if x.dtype == torch.float64 else x
+        x = x.clamp(-_LARGEST, _LARGEST)
         times = torch.as_tensor(np.broadcast_to(t, (len(x),)).astype(np.int64))
         device = self.network.time.weight.device
         training, threads = self.network.training, torch.get_num_threads()

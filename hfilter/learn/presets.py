@@ -179,11 +179,91 @@ def _root_published(model: TreeModel) -> Settings:
     return encoder, config, _sentence(_root_published)
 
 
+def _denoise_fast(model: TreeModel) -> Settings:
+    """Noisy leaves of 500 sequences, which it learns by heart: minutes at depth 3."""
+    encoder = EncoderConfig.for_model(
+        model,
+        readout="denoise",
+        positions="learned",
+        d_model=64,
+        n_layers=max(1, model.depth),
+        n_heads=1,
+        d_feedforward=128,
+        dropout=0.0,
+    )
+    steps = 20_000
+    kept = log_spaced(steps, 41)
+    config = TrainConfig(
+        steps=steps,
+        batch_size=64,
+        train_size=500,
+        lr=2e-3,
+        betas=(0.9, 0.99),
+        schedule="inverse-root",
+        warmup=100,
+        cooldown=1000,
+        clip=1.0,
+        average=0.1,  # without it the noise of the last steps hides where curves have their minimum
+        held_out="content",
+        eval_at=kept,
+        n_eval=1024,
+        checkpoint_at=kept,
+        checkpoint_every=500,
+        threads=1,
+    )
+    return encoder, config, _sentence(_denoise_fast)
+
+
+def _denoising(model: TreeModel, size: int, steps: int) -> tuple[EncoderConfig, TrainConfig]:
+    """As published, for a set of that size: 50 epochs along a line, the rest along a cosine."""
+    encoder = EncoderConfig.for_model(
+        model,
+        readout="denoise",
+        positions="learned",
+        d_model=512,
+        n_layers=8,
+        n_heads=4,
+        d_feedforward=1024,
+    )
+    kept = log_spaced(steps, 25)
+    config = TrainConfig(
+        steps=steps,
+        batch_size=512,
+        train_size=size,
+        lr=3e-4,
+        schedule="linear-cosine",
+        cooldown=steps - round(50 * size / 512),
+        final_lr=0.1,
+        held_out="content",
+        eval_at=kept,
+        n_eval=10_000,
+        checkpoint_at=kept,
+        threads=None,
+    )
+    return encoder, config
+
+
+def _denoise_published(model: TreeModel) -> Settings:
+    """Noisy leaves as published: 5 000 sequences, 2e5 steps of 512; for a GPU."""
+    return *_denoising(model, 5_000, 200_000), _sentence(_denoise_published)
+
+
+def _denoise_published_12k(model: TreeModel) -> Settings:
+    """The same with 12 000 sequences, 7.2e5 steps."""
+    return *_denoising(model, 12_000, 720_000), _sentence(_denoise_published_12k)
+
+
+def _denoise_published_70k(model: TreeModel) -> Settings:
+    """The same with 70 000 sequences, 4.8e6 steps."""
+    return *_denoising(model, 70_000, 4_800_000), _sentence(_denoise_published_70k)
+
+
 def _sentence(make: Callable[[TreeModel], Settings]) -> str:
     return (make.__doc__ or "").partition("\n")[0]
 
 
-#: Functions of a model by name. Published: Garnier-Brun et al. 2024, arXiv 2408.15138, appendix.
+#: Functions of a model by name. Published: Garnier-Brun et al. 2024, arXiv 2408.15138, appendix;
+#: denoising: arXiv 2603.03469 (vocab_size 6, rules_per_symbol 4, depth 4).
 PRESETS: dict[str, Callable[[TreeModel], Settings]] = {
     "mlm-fast": _mlm_fast,
     "mlm-published": _mlm_published,
@@ -191,4 +271,8 @@ PRESETS: dict[str, Callable[[TreeModel], Settings]] = {
     "root-published": _root_published,
     "causal-fast": _causal_fast,
     "ancestor-fast": _ancestor_fast,
+    "denoise-fast": _denoise_fast,
+    "denoise-published": _denoise_published,
+    "denoise-published-12k": _denoise_published_12k,
+    "denoise-published-70k": _denoise_published_70k,
 }
