@@ -32,6 +32,8 @@ CONFIG = TrainConfig(
     steps=12, batch_size=6, lr=1e-3, clip=0.5, train_mask_rate=0.4, eval_every=4, n_eval=200,
     checkpoint_every=4, train_size=20, targets="posterior", stop_at=1e-9,
 )  # fmt: skip
+DENOISER = replace(SHAPE, readout="denoise")
+NOISY = replace(CONFIG, train_mask_rate=None, targets="labels", average=0.3)
 
 
 def work(folder: Path) -> None:
@@ -44,6 +46,7 @@ def work(folder: Path) -> None:
         result = train(MODEL, SHAPE, CONFIG, folder / name, callback=callback, progress=False)
         assert [r["step"] for r in result.history] == [0, 4, 8, 12]  # everywhere, not just where it
         assert not result.encoder.training  # was written
+    train(MODEL, DENOISER, NOISY, folder / "denoiser", progress=False)
     with pytest.raises(ArgumentError, match="another configuration"):
         train(MODEL, SHAPE, replace(CONFIG, steps=3), folder / "run", progress=False)
     with pytest.raises(ArgumentError, match="multiple of the 2 processes"):
@@ -84,6 +87,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     alone = train(MODEL, SHAPE, CONFIG, tmp_path / "alone", progress=False)
     with pytest.raises(Killed):
         train(MODEL, SHAPE, CONFIG, tmp_path / "resumed", callback=interrupt, progress=False)
+    denoiser = train(MODEL, DENOISER, NOISY, tmp_path / "alone-too", progress=False)
     assert start(tmp_path) == [0, 0]
     assert (tmp_path / "called-by-0").exists()
     assert not (tmp_path / "called-by-1").exists()
@@ -96,6 +100,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         with torch.no_grad():
             found = load_encoder(tmp_path / folder)(tokens)
             assert torch.allclose(found, alone.encoder(tokens), atol=2e-5)
+    for one, two in zip(denoiser.history, read_log(tmp_path / "denoiser"), strict=True):
+        for name in ("loss", "cross_entropy", "floor", "loss_all_times", "train_cross_entropy"):
+            assert one[name] == pytest.approx(two[name], abs=2e-6), (one["step"], name)
 
 
 if __name__ == "__main__":
