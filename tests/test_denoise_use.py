@@ -183,3 +183,31 @@ def test_refusals(
     assert message in error
     assert "Traceback" not in error
     assert not Path("x").exists()
+
+
+def test_a_workshop_trains_disjoint_blocks(tmp_path: Path) -> None:
+    """Two blocks are two runs, found again by what they are; their kept encoders are denoisers."""
+    from hfilter.experiments.lab.runs import Law, Run, Workshop
+
+    law = Law(depth=2, vocab_size=4)
+    shape = EncoderConfig(4, 4, d_model=8, n_layers=1, d_feedforward=8, readout="denoise")
+    runs = []
+    for i in range(2):
+        config = TrainConfig(
+            steps=6, batch_size=8, n_eval=20, train_size=16, data_start=16 * i, data_seed=9,
+            seed=i, checkpoint_at=(2, 6), average=0.5,
+        )  # fmt: skip
+        runs.append(Run(law, shape, config))
+    assert runs[0].name.startswith("denoise-q4-l2-k0-s0-")
+    assert runs[0].digest != runs[1].digest
+    workshop = Workshop(tmp_path, quiet=True)
+    found = workshop.train(runs)
+    again = workshop.train(runs)
+    assert [one.history for one in again] == [one.history for one in found]
+    held_out = {one.history[0]["floor"] for one in found}
+    train_rows = {one.history[0]["train_floor"] for one in found}
+    assert (len(held_out), len(train_rows)) == (1, 2)  # scored on the same, trained on other rows
+    for one in found:
+        assert [step for step, _ in one.kept] == [2, 6]
+        last = LearnedDenoiser(one.kept[-1][1])
+        assert np.array_equal(last(states(), 75), LearnedDenoiser(one.folder)(states(), 75))

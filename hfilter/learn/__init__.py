@@ -10,14 +10,16 @@ Needs torch and safetensors: ``pip install '.[learn]'``; ``laws``, ``masks``, ``
   takes the sizes from a model, ``Encoder.trace`` names every inner activation and edits it.
 - ``learn.initial``: ``init_gamma_``, initial weights of a chosen scale.
 - ``learn.data``: ``FreshBatches`` for a loop of your own; batches are functions of (seed, step).
+- ``learn.denoising``: ``DenoisingHeldOut``, at one time of the noise and at all, and training rows.
 - ``learn.tasks``: ``HeldOut`` (held-out set with exact answers), ``task_loss``, ``predict``.
-- ``learn.laws``: ``exact_law``, the exact answer to each of the four tasks; ``learn.masks``.
+- ``learn.laws``: ``exact_law``, the exact answer to each task; ``learn.masks``, ``learn.noise``.
 - ``learn.transfer``: an encoder's body taken over to another task.
-- ``learn.freezing``, ``learn.optimisers``, ``learn.stepping``, ``learn.parallel``: the parts of a
-  run.
+- ``learn.averaging``, ``learn.freezing``, ``learn.optimisers``, ``learn.stepping``,
+  ``learn.parallel``: the parts of a run.
 
 The read-out of the encoder decides the task: ``"mlm"`` (masked leaves), ``"root"``, ``"causal"``
-(every leaf from those before it) or ``"ancestor"`` (at every leaf, its ancestor at one level)::
+(every leaf from those before it), ``"ancestor"`` (at every leaf, its ancestor at one level) or
+``"denoise"`` (every leaf from all of them under Gaussian noise)::
 
     import hfilter
     from hfilter.learn.encoder import EncoderConfig
