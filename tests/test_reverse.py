@@ -23,6 +23,7 @@ from hfilter.diffusion import (
     reverse,
     u_turn,
 )
+from hfilter.diffusion.reverse import make_chain, pure_noise
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.noising import GaussianChannel, MaskingChannel, Schedule, UniformChannel, gaussian
 
@@ -181,6 +182,49 @@ def test_tensors() -> None:
         assert isinstance(a, torch.Tensor)
         assert (a.numpy() == b).all()
     assert isinstance(generate(denoiser, 3, seed=1, device="cpu").leaves, torch.Tensor)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("kind", LAWS)
+def test_the_way_of_devices(kind: str, joint: bool) -> None:
+    """Tensors all the way, as on a GPU, but on the CPU: the same states and ends."""
+    torch = pytest.importorskip("torch")
+    denoiser = tiny(LAWS[kind][0])
+    want = generate(denoiser, 40, seed=3, joint=joint, trajectory=[4, 1])
+    chain = make_chain(denoiser, 5, 3, 0, 40, "ancestral", 1.0, joint, None, [4, 1])
+    begin = torch.from_numpy(pure_noise(denoiser, 3, 40, 0))
+    got = chains.run(
+        chains.Plan(chain, 40, lambda rows: begin[rows], torch.device("cpu")), False, None
+    )
+    assert (got["leaves"].numpy() == want.leaves).all()
+    for t in (4, 1):
+        assert (got["states"][t].numpy() == want.states[t]).all()
+        np.testing.assert_array_equal(got["predictions"][t].numpy(), want.predictions[t])
+    law = denoiser.log_answer(begin, np.resize([5, 1], 40))
+    assert isinstance(law, torch.Tensor)
+    np.testing.assert_array_equal(law, denoiser.log_answer(begin.numpy(), np.resize([5, 1], 40)))
+
+
+def test_failures_and_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong in one thread ends all of them and is told; a bar is shown on request."""
+
+    class Failing(TokenPrior):
+        def answer(self, x_t: Any, t: Any, *, num_threads: int | None = None) -> Any:
+            if t == 3 and len(x_t) < 16:
+                raise RuntimeError("out of order")
+            return super().answer(x_t, t, num_threads=num_threads)
+
+    monkeypatch.setattr(chains, "_CACHED", 24 * 16)
+    with pytest.raises(RuntimeError, match="out of order"):
+        generate(Failing(4, 6, COARSE), 99, seed=0, num_threads=2)
+    pytest.importorskip("tqdm")
+    capsys.readouterr()
+    generate(tiny(COARSE), 99, seed=0, progress=True)
+    assert "495" in capsys.readouterr().err
+    generate(tiny(COARSE), 99, seed=0, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_temperature_and_ends() -> None:
