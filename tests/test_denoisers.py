@@ -207,6 +207,7 @@ def broken(value: float) -> np.ndarray:
 REFUSALS: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
     (lambda: GAUSSIAN(broken(np.nan), 3), ArgumentError, "x_t must be finite .* got nan in row 1 at leaf 2"),
     (lambda: GAUSSIAN(broken(np.inf), 3), ArgumentError, "x_t must be finite .* got inf in row 1 at leaf 2"),
+    (lambda: GAUSSIAN(broken(3e38), 400), ArgumentError, "x_t must be finite .and within .1e.37"),
     (lambda: GAUSSIAN(ZEROS, 0), ArgumentError, "t must be an integer from 1 to 500, got 0"),
     (lambda: GAUSSIAN(ZEROS, 501), ArgumentError, "t must be an integer from 1 to 500, got 501"),
     (lambda: GAUSSIAN(ZEROS, 3.0), DTypeError, "t must be an integer"),

@@ -19,6 +19,7 @@ from hfilter.diffusion import (
     chains,
     exact_end,
     generate,
+    memorising,
     random_leaves,
     reverse,
     u_turn,
@@ -113,7 +114,7 @@ def test_many_steps_come_close_to_the_exact_law() -> None:
     assert distance[1] < 1.25 * floor < distance[0], (distance, floor)
 
 
-def test_memorisers_end_on_their_rows() -> None:
+def test_memorisers_end_on_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = np.random.default_rng(0).integers(6, size=(30, 4))
     stored[7] = stored[3]
     rows, counts = np.unique(stored, axis=0, return_counts=True)
@@ -124,6 +125,9 @@ def test_memorisers_end_on_their_rows() -> None:
         rows, np.log(counts / 30), gaussian_logs(far[:1], COARSE.schedule.alpha_bars[[5]])
     )
     drawn = memory.draw(far, 5, seed=3)
+    with monkeypatch.context() as m:
+        m.setattr(memorising, "_WORK", 7 * len(far))  # seven stored rows at a time
+        assert (memory.draw(far, 5, seed=3) == drawn).all()
     assert g_test(codes(drawn, rows), np.append(told[0][0].astype(float), 0.0)) > 1e-5
     ends = generate(
         EmpiricalDenoiser(stored, 6, GaussianChannel(Schedule.published(60))), 500, seed=1
@@ -258,7 +262,8 @@ def test_impossible_states_are_said_to_be() -> None:
     x = np.full((3, 4), 6)
     x[1, :2] = forbidden
     for joint in (False, True):
-        end = reverse(tiny(MaskingChannel.linear(5)), x, 3, seed=1, joint=joint)
+        end = reverse(tiny(MaskingChannel.linear(5)), x, 3, seed=1, joint=joint, trajectory=[1])
+        assert (end.states[1][1] == x[1]).all(), "nothing more is drawn"
         assert end.impossible[1]
         assert (end.leaves[1] == 6).all()
         assert not (joint and end.impossible[[0, 2]].any())
@@ -309,6 +314,7 @@ REFUSALS: tuple[tuple[Callable[[], Any], type[Exception], str], ...] = (
     (lambda: reverse(GAUSSIAN, ZEROS, 0, seed=0), ArgumentError, "t must be an integer from 1 to 5"),
     (lambda: reverse(GAUSSIAN, ZEROS, [1, 2], seed=0), DTypeError, "t must be an integer"),  # type: ignore[arg-type]
     (lambda: reverse(GAUSSIAN, ZEROS * np.nan, 2, seed=0), ArgumentError, "x_t must be finite"),
+    (lambda: reverse(GAUSSIAN, ZEROS.astype(float) + 1e40, 2, seed=0), ArgumentError, "within .1e.30"),
     (lambda: reverse(GAUSSIAN, ZEROS[:, :2], 2, seed=0), ShapeError, r"x_t must have shape \(n, 4, 6\)"),
     (lambda: reverse(GAUSSIAN, ZEROS, 2, seed=-1), ArgumentError, "seed"),
     (lambda: reverse(GAUSSIAN, ZEROS, 2, seed=0, start=2**64 - 1), ArgumentError, "start"),

@@ -17,7 +17,7 @@ from hfilter.noising.discrete import DiscreteChannel, MaskingChannel
 
 from .chains import Chain, Plan, run
 from .denoisers import Denoiser, ExactDenoiser
-from .values import settle
+from .values import refuse_states
 
 __all__ = ["Reverse", "exact_end", "generate", "reverse"]
 
@@ -129,11 +129,12 @@ def reverse(
     """
     check_denoiser(denoiser)
     time = check_int("t", t, 1, denoiser.channel.n_steps)
-    x, _, _ = denoiser._checked(x_t, time)
+    x, _, back = denoiser._checked(x_t, time)
+    if denoiser.channel.continuous:
+        refuse_states(x, 1e270)  # the process runs in float32
     chain = make_chain(
         denoiser, time, seed, start, len(x), method, temperature, joint, last, trajectory
     )
-    back = settle("x_t", x_t)[1]
     plan = Plan(
         chain, len(x), lambda rows: x[rows], None if isinstance(x, np.ndarray) else x.device
     )

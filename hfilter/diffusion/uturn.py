@@ -40,8 +40,9 @@ class UTurn:
 
     @property
     def overlap(self) -> NDArray[np.float64]:
-        """Mean overlap at each time, shape (n_times,)."""
-        found: NDArray[np.float64] = self.per_sample.mean(axis=1)
+        """Mean overlap at each time, shape (n_times,); NaN without samples."""
+        with np.errstate(invalid="ignore"):
+            found: NDArray[np.float64] = self.per_sample.sum(axis=1) / self.per_sample.shape[1]
         return found
 
     @property

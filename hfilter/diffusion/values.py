@@ -31,6 +31,7 @@ __all__ = [
 Array = NDArray[Any]
 _STRONG = 16.0  # fields per unit of x_t from which float32 would round a field by more than 1e-6
 _LARGEST = 1e300  # nats, of one field
+_LARGEST_SINGLE = 1e37  # of x_t in float32, a sixteenth of what it holds
 
 
 def settle(name: str, x: Any) -> tuple[Any, Any]:
@@ -74,7 +75,7 @@ def refuse_states(x: Any, intensity: float) -> None:
     if 0 in x.shape:
         return
     low, high = float(x.min()), float(x.max())
-    limit = _LARGEST / intensity
+    limit = _LARGEST / intensity if x.dtype.itemsize == 8 else _LARGEST_SINGLE
     if low >= -limit and high <= limit:  # false for NaN
         return
     values = host_of(x).astype(np.float64)

@@ -217,7 +217,8 @@ def described(name: str, x: Any) -> tuple[tuple[int, ...], str]:
     """Shape and name of the type of any array, without touching its values."""
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         x, _ = as_numpy(name, x)
-    return tuple(int(i) for i in x.shape), str(x.dtype).removeprefix("torch.")
+    kind = x.dtype.name if isinstance(x, np.ndarray) else str(x.dtype).removeprefix("torch.")
+    return tuple(int(i) for i in x.shape), kind
 
 
 def check_clean(name: str, leaves: Any, q: int) -> int:
