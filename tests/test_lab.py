@@ -21,7 +21,15 @@ pytest.importorskip("sklearn")
 
 from hfilter.analysis.construction import ConstructedTransformer
 from hfilter.errors import ArgumentError, DataError
-from hfilter.experiments.lab import accuracies, attention, probes, runs, scatter, staircase
+from hfilter.experiments.lab import (
+    accuracies,
+    attention,
+    probes,
+    runs,
+    scatter,
+    staircase,
+    workers,
+)
 from hfilter.experiments.lab.gallery import STUDIES
 from hfilter.experiments.lab.recipes import recipe
 from hfilter.experiments.lab.runs import Law, Run, Trained, Workshop
@@ -239,7 +247,7 @@ def test_ctrl_c_ends_what_other_processes_train(
     log = tmp_path / long[0].name / "log.jsonl"
 
     def interrupted() -> None:
-        with runs._pool(1) as pool:
+        with workers.pool(1) as pool:
             futures = [pool.submit(runs._train_in_worker, tmp_path, run) for run in long]
             while not (log.exists() and log.read_text()):
                 assert not futures[0].done(), futures[0].exception()
@@ -260,8 +268,8 @@ def test_ctrl_c_ends_what_other_processes_train(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(runs, "_train_run", stopped)
-    monkeypatch.setattr(runs._Worker, "stopped", False)
-    previous = signal.signal(signal.SIGTERM, runs._stop_worker)
+    monkeypatch.setattr(workers._Worker, "stopped", False)
+    previous = signal.signal(signal.SIGTERM, workers._stop_worker)
     try:
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):

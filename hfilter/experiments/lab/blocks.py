@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from hfilter.diffusion import EmpiricalDenoiser
 from hfilter.diffusion.learned import LearnedDenoiser, channel_of
 from hfilter.diffusion.splits import block, held_out
+from hfilter.errors import ArgumentError
 from hfilter.experiments.lab.recipes import recipe
 from hfilter.experiments.lab.runs import Law, Run, Trained
 from hfilter.experiments.lab.study import Options
@@ -27,7 +29,10 @@ def law_of(options: Options) -> Law:
 def bias_runs(options: Options) -> list[Run]:
     """A run for each disjoint block of one stream, each with a seed of its own."""
     rows = options.train_size or options.pick(32, 400, 5000)
-    longer = {}
+    models = options.n_seeds or options.pick(2, 4, 15)
+    if models < 2:
+        raise ArgumentError("n_seeds must be at least 2: models of different blocks are compared")
+    longer: dict[str, Any] = {}
     if options.preset == "published":  # as many steps as the paper took for this many sequences
         steps = {12_000: 720_000, 70_000: 4_800_000}.get(rows, 200_000)
         longer = {"steps": steps, "cooldown": steps - round(50 * rows / 512)}
@@ -37,7 +42,7 @@ def bias_runs(options: Options) -> list[Run]:
             data_seed=options.seed, data_start=index * rows, train_size=rows, held_out="content",
             **longer,
         )
-        for index, seed in enumerate(options.seeds(fast=4, published=15))
+        for index, seed in enumerate(range(options.seed, options.seed + models))
     ]  # fmt: skip
 
 

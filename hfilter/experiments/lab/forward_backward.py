@@ -128,10 +128,11 @@ def _count_steps(options: Options, shop: Workshop) -> Table:
 
 def _curve(table: Table, depth: int, measure: str, index: int = 0) -> tuple[Any, Any, Any]:
     where = {"depth": depth, "measure": measure, "index": index}
-    return tuple(
+    noise, value, error = (
         np.array(table.column(name, **where), dtype=float)
         for name in ("noise", "value", "standard_error")
     )
+    return noise, value, error
 
 
 @styled

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import active_children, get_context
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hfilter
 from hfilter.errors import DataError
 from hfilter.experiments.artefacts import plain, read_json, write_json
+from hfilter.experiments.lab.workers import pool, working
 from hfilter.experiments.progress import progress
 from hfilter.learn.encoder import Encoder, EncoderConfig
 from hfilter.learn.train import TrainConfig, load_encoder, read_log, train
@@ -210,9 +207,9 @@ class Workshop:
             progress(
                 steps, f"{len(runs)} runs, {self.jobs} at a time", " steps", quiet=self.quiet
             ) as advance,
-            _pool(self.jobs) as pool,
+            pool(self.jobs) as workers,
         ):
-            waiting = {pool.submit(_train_in_worker, self.folder, run): run for run in runs}
+            waiting = {workers.submit(_train_in_worker, self.folder, run): run for run in runs}
             finished = shown = 0
             while waiting:
                 for done in wait(waiting, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done:
@@ -268,12 +265,12 @@ class Workshop:
         with self.counting(len(asked), what) as advance:
             advance(len(asked) - len(missing))
             if self.jobs > 1 and len(missing) > 1:
-                with _pool(min(self.jobs, len(missing))) as pool:
-                    waiting = {pool.submit(_measure_asked, one) for one in missing}
+                with pool(min(self.jobs, len(missing))) as workers:
+                    waiting = {workers.submit(_measure_asked, one) for one in missing}
                     while waiting:
                         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                        for one in done:
-                            one.result()
+                        for finished in done:
+                            finished.result()
                         advance(len(done))
             else:
                 for one in missing:
@@ -311,11 +308,8 @@ def _is_measured(asked: Asked) -> bool:
 
 def _measure_asked(asked: Asked) -> None:
     path = _place(asked.trained, asked.name, asked.settings)
-    _Worker.busy = True
-    try:
+    with working():
         _measure(path, asked.settings, lambda: asked.work(*asked.arguments))
-    finally:
-        _Worker.busy = False
 
 
 def _train_run(folder: Path, run: Run, show: bool) -> None:
@@ -357,53 +351,6 @@ def _waves(runs: Sequence[Run]) -> Iterator[list[Run]]:
         left = [run for run in left if run not in wave]
 
 
-@contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    # Fresh interpreters: a forked torch may hang. One thread each, for the runs share the cores.
-    others = active_children()
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin_worker)
-    try:
-        yield pool
-    except BaseException:
-        # Nobody waits for hours of training after Ctrl-C: each run stops where it is, tidily.
-        for child in active_children():
-            if child not in others:
-                child.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-class _Worker:
-    """What a process of the pool is doing, for its signal handler."""
-
-    busy = False
-    stopped = False
-
-
-def _begin_worker() -> None:
-    import torch
-
-    os.environ["HFILTER_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    signal.signal(signal.SIGTERM, _stop_worker)
-
-
-def _stop_worker(signum: int, frame: FrameType | None) -> None:
-    if _Worker.stopped:
-        return  # told twice: nothing may disturb the tidying up
-    _Worker.stopped = True
-    if _Worker.busy:  # otherwise the pool itself ends this process
-        raise KeyboardInterrupt  # half-written files are removed on the way out
-
-
 def _train_in_worker(folder: Path, run: Run) -> None:
-    # The pool's loop would go on to the next run that is queued, whatever ended the one before.
-    if _Worker.stopped:
-        raise KeyboardInterrupt
-    _Worker.busy = True
-    try:
+    with working():
         _train_run(folder, run, False)
-    finally:
-        _Worker.busy = False
