@@ -308,7 +308,7 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
                py::arg("n_samples"), py::arg("seed"), py::arg("start"), py::arg("levels"), py::arg("status"),
                py::arg("num_threads"), "Trees drawn given the evidence of n rows, or the most probable ones.");
     module.def("noise", &noise, py::arg("isa"), py::arg("seed"), py::arg("tag"), py::arg("start"), py::arg("n"),
-               py::arg("size"), py::arg("out"), py::arg("kind"), py::arg("with_"), py::arg("num_threads"),
+               py::arg("size"), py::arg("out"), py::arg("kind"), py::arg("given"), py::arg("num_threads"),
                "Standard normal noise into n rows, alone, over leaves, or in a step of a process.");
     module.def("nearest", &nearest, py::arg("isa"), py::arg("rows"), py::arg("stored"), py::arg("n"),
                py::arg("n_stored"), py::arg("length"), py::arg("exclude_from"), py::arg("distance"), py::arg("index"),

@@ -20,18 +20,18 @@ const hf_row_kernels* find_rows(const std::string& name) {
     throw std::invalid_argument("no instruction set '" + name + "' here");
 }
 
-// `with` is () to fill, (tokens, vocab_size, signal, sigma) for leaves, (x0, a, b, s) for a step.
+// `given` is () to fill, (tokens, vocab_size, signal, sigma) for leaves, (x0, a, b, s) for a step.
 void noise(const std::string& isa, uint64_t seed, uint32_t tag, uint64_t start, int64_t n, int64_t size,
-           const py::object& out, const std::string& kind, const py::tuple& with, int32_t num_threads) {
+           const py::object& out, const std::string& kind, const py::tuple& given, int32_t num_threads) {
     const hf_row_kernels* kernels = find_rows(isa);
     if (n < 0 || size < 0 || (size > 0 && n > INT64_MAX / size)) throw std::invalid_argument("out: too large");
     const View target = view(out, "f", true, n * size, "out");
     const bool leaves = kind == "leaves", step = kind == "step";
     if (!leaves && !step && kind != "fill") throw std::invalid_argument("kind: fill, leaves or step");
-    const View tokens = leaves ? View(with[0], "BH", false, "tokens") : View();
-    const View signal = leaves ? view(with[2], "f", false, n, "signal") : View();
-    const View sigma = leaves ? view(with[3], "f", false, n, "sigma") : View();
-    const View x0 = step ? view(with[0], "f", false, n * size, "x0") : View();
+    const View tokens = leaves ? View(given[0], "BH", false, "tokens") : View();
+    const View signal = leaves ? view(given[2], "f", false, n, "signal") : View();
+    const View sigma = leaves ? view(given[3], "f", false, n, "sigma") : View();
+    const View x0 = step ? view(given[0], "f", false, n * size, "x0") : View();
     hf_noise_args args{};
     args.n = n;
     args.size = size;
@@ -41,7 +41,7 @@ void noise(const std::string& isa, uint64_t seed, uint32_t tag, uint64_t start, 
     args.out = target.data<float>();
     if (leaves) {
         args.kind = HF_NOISE_LEAVES;
-        args.vocab_size = with[1].cast<int32_t>();
+        args.vocab_size = given[1].cast<int32_t>();
         if (args.vocab_size <= 0 || size % args.vocab_size) throw std::invalid_argument("vocab_size: no part of size");
         if (tokens.size() != n * (size / args.vocab_size)) throw std::invalid_argument("tokens: wrong size");
         args.tokens = tokens.data<const void>();
@@ -51,9 +51,9 @@ void noise(const std::string& isa, uint64_t seed, uint32_t tag, uint64_t start, 
     } else if (step) {
         args.kind = HF_NOISE_STEP;
         args.x0 = x0.data<const float>();
-        args.a = with[1].cast<float>();
-        args.b = with[2].cast<float>();
-        args.s = with[3].cast<float>();
+        args.a = given[1].cast<float>();
+        args.b = given[2].cast<float>();
+        args.s = given[3].cast<float>();
     }
     if (n == 0 || size == 0) return;
     int32_t result;

@@ -10,11 +10,14 @@ __all__: list[str] = [
     "Model",
     "abi_version",
     "choose",
+    "empirical",
     "extremes",
     "ieee_environment",
     "infer",
     "instruction_sets",
     "max_arity",
+    "nearest",
+    "noise",
     "philox",
     "restore_environment",
     "sample",
@@ -51,6 +54,22 @@ def choose(
 ) -> None:
     """
     Trees drawn given the evidence of n rows, or the most probable ones.
+    """
+
+def empirical(
+    isa: str,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    length: typing.SupportsInt | typing.SupportsIndex,
+    vocab_size: typing.SupportsInt | typing.SupportsIndex,
+    strings: tuple,
+    log_fields: typing.Any,
+    marginals: typing.Any,
+    mass: typing.Any,
+    shift: typing.Any,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Posterior marginals under the uniform law on stored rows.
     """
 
 def extremes(values: typing.Any) -> tuple:
@@ -90,6 +109,39 @@ def infer(
 def instruction_sets() -> list:
     """
     Instruction sets of this build, best first, and whether this machine runs them.
+    """
+
+def nearest(
+    isa: str,
+    rows: typing.Any,
+    stored: typing.Any,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    n_stored: typing.SupportsInt | typing.SupportsIndex,
+    length: typing.SupportsInt | typing.SupportsIndex,
+    exclude_from: typing.SupportsInt | typing.SupportsIndex,
+    distance: typing.Any,
+    index: typing.Any,
+    count: typing.Any,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    The nearest of stored rows in Hamming distance.
+    """
+
+def noise(
+    isa: str,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    tag: typing.SupportsInt | typing.SupportsIndex,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    out: typing.Any,
+    kind: str,
+    given: tuple,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Standard normal noise into n rows, alone, over leaves, or in a step of a process.
     """
 
 def philox(
