@@ -97,8 +97,8 @@ class OnsetDifference:
     low, high : float
         Interval of the ratio over resamples, paired, widened as for `onset`.
     share_earlier : float
-        Share of the resamples in which the first comes earlier, ties counted half. NaN where models
-        cannot be resampled.
+        Share of the widened resamples in which the first comes earlier, ties counted half. NaN where
+        models cannot be resampled.
     n_undecided : int
         Resamples in which both lie at the same edge: ties.
     """
@@ -233,18 +233,18 @@ def onset_difference(
             f"first and second must be of the same models, got {len(names)} and {len(other)}"
         )
     drawn = resample(names, n_resamples, seed, for_pairs=a_paired or b_paired)
-    one, logs_a, wide_a = _onset(x, a, drawn, pairs if a_paired else None, neighbours, level)
-    two, logs_b, wide_b = _onset(x, b, drawn, pairs if b_paired else None, neighbours, level)
+    one, wide_a = _onset(x, a, drawn, pairs if a_paired else None, neighbours, level)
+    two, wide_b = _onset(x, b, drawn, pairs if b_paired else None, neighbours, level)
     with np.errstate(invalid="ignore"):
-        gaps, wide = logs_b - logs_a, wide_b - wide_a  # NaN where both lie at the same edge
+        gaps = wide_b - wide_a  # NaN where both lie at the same edge
     ratio = _gap(one, two)
     if drawn.unit == "none":
         return OnsetDifference(one, two, ratio, np.nan, np.nan, np.nan, 0)
     undecided = np.isnan(gaps)
     share = float(np.mean((gaps > 0) + 0.5 * (gaps == 0) + 0.5 * undecided))
     # Two minima at one edge may be apart by anything on either side: neither bound may use them.
-    low = _quantile(np.where(np.isnan(wide), -np.inf, wide), (1 - level) / 2)
-    high = _quantile(np.where(np.isnan(wide), np.inf, wide), (1 + level) / 2)
+    low = _quantile(np.where(undecided, -np.inf, gaps), (1 - level) / 2)
+    high = _quantile(np.where(undecided, np.inf, gaps), (1 + level) / 2)
     return OnsetDifference(
         one, two, ratio, float(np.exp(low)), float(np.exp(high)), share, int(undecided.sum())
     )
@@ -258,8 +258,8 @@ def _gap(one: Onset, two: Onset) -> float:
 
 def _onset(
     x: Floats, values: Floats, drawn: Any, pairs: Pairs | None, neighbours: int, level: float
-) -> tuple[Onset, Floats, Floats]:
-    """The onset, and ln(step) of every resample, -inf and inf at the edges: as it is, and widened."""
+) -> tuple[Onset, Floats]:
+    """The onset, and ln(step) of every widened resample: -inf and inf at the first and last step."""
     check_int("neighbours", neighbours, 0)
     check_float("level", level, 0.01, 0.999)
     curve, replicates = drawn.statistic(values, pairs)
@@ -300,7 +300,6 @@ def _onset(
             n_models=len(drawn.blocks),
             unit=drawn.unit,
         ),
-        logs,
         wide,
     )
 
