@@ -18,6 +18,8 @@ pytest.importorskip("safetensors")
 from hfilter.learn.data import FreshBatches  # noqa: E402
 from hfilter.learn.denoising import DenoisingHeldOut, all_times  # noqa: E402
 from hfilter.learn.encoder import Encoder, EncoderConfig  # noqa: E402
+from hfilter.learn.export import to_transformer_lens  # noqa: E402
+from hfilter.learn.initial import init_gamma_  # noqa: E402
 from hfilter.learn.noise import Noise  # noqa: E402
 from hfilter.learn.tasks import n_scored, predict, task_loss  # noqa: E402
 from hfilter.learn.train import TrainConfig, train  # noqa: E402
@@ -130,7 +132,7 @@ def test_bad_configurations(model, tmp_path):
     for config, shape, message in [
         (dataclasses.replace(CONFIG, mask_rate=0.3), tiny(), "mask_rate hides leaves"),
         (TrainConfig(steps=2, eval_time=3), tiny(readout="mlm", time_embedding=32), "eval_time is"),
-        (TrainConfig(steps=2, noise_steps=5), tiny(), "n_steps must be"),
+        (TrainConfig(steps=2, noise_steps=5), tiny(), "noise_steps of the published noise"),
         (
             dataclasses.replace(CONFIG, train_size=100_000, n_eval=2000),
             tiny(),
@@ -140,6 +142,17 @@ def test_bad_configurations(model, tmp_path):
         with pytest.raises(ArgumentError, match=message):
             train(model, shape, config, tmp_path / "bad", progress=False)
     assert not (tmp_path / "bad").exists()
+
+
+def test_initial_weights_and_exports():
+    encoder = Encoder(tiny(d_model=64, time_embedding=32, n_heads=1))
+    init_gamma_(encoder, 0.5, generator=torch.Generator().manual_seed(0))
+    for linear, d_in in ((encoder.embedding, 4), (encoder.time, 32)):
+        size = linear.weight.detach().square().mean().item() * d_in
+        assert abs(size - 1) < 5 * (2 / linear.weight.numel()) ** 0.5
+        assert not linear.bias.any()
+    with pytest.raises(ArgumentError, match=r"readout must be .* got 'denoise'"):
+        to_transformer_lens(Encoder(tiny(norm="pre")))
 
 
 def test_what_old_runs_said_they_still_say():

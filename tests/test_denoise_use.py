@@ -115,11 +115,11 @@ def test_processes_run_on_it(run: Path, model: hfilter.TreeModel) -> None:
     """Coupled to the exact one by its noise, and the same in any number of calls."""
     denoiser = LearnedDenoiser(run)
     exact = ExactDenoiser(model, denoiser.channel)
-    whole = generate(denoiser, 20, seed=3).leaves
-    part = generate(denoiser, 5, seed=3, start=10).leaves
+    whole = generate(denoiser, 20, seed=3, num_threads=1).leaves
+    part = generate(denoiser, 5, seed=3, start=10, num_threads=1).leaves
     assert np.array_equal(whole[10:15], part)
     leaves = model.sample(20, seed=9).leaves
-    mine, theirs = (u_turn(d, leaves, [1, 30], seed=4) for d in (denoiser, exact))
+    mine, theirs = (u_turn(d, leaves, [1, 30], seed=4, num_threads=1) for d in (denoiser, exact))
     assert np.array_equal(mine.times, theirs.times)
     assert mine.ends.shape == theirs.ends.shape
     assert not np.array_equal(mine.ends, theirs.ends)

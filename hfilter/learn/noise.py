@@ -27,7 +27,7 @@ def schedule_of(name: str, n_steps: int) -> Schedule:
     Raises
     ------
     hfilter.errors.ArgumentError
-        For a name that is not in ``NOISES``.
+        For a name that is not in ``NOISES``, or a number of steps that this schedule cannot have.
 
     Examples
     --------
@@ -36,7 +36,10 @@ def schedule_of(name: str, n_steps: int) -> Schedule:
     """
     if name not in NOISES:
         raise ArgumentError(f"noise must be one of {', '.join(NOISES)}, got {name!r}")
-    made: Schedule = getattr(Schedule, name)(n_steps)
+    try:
+        made: Schedule = getattr(Schedule, name)(n_steps)
+    except ArgumentError as error:
+        raise ArgumentError(f"noise_steps of the {name} noise: {error}") from error
     return made
 
 
@@ -112,7 +115,20 @@ class Noise:
         first: int,
         step: int = 0,
     ) -> NDArray[np.float32]:
-        """The rows at these times, under noise number ``first`` … of (purpose, step)."""
+        """Rows under noise number ``first``, ``first + 1``, … of (purpose, step).
+
+        Parameters
+        ----------
+        leaves : (n, L) integer array
+        times : (n,) int64 array
+            From 0 to T.
+        purpose, first, step
+            Which noise, see :func:`hfilter.noising.gaussian.noise_leaves`.
+
+        Returns
+        -------
+        (n, L, q) float32 array
+        """
         signal = self.schedule.signal(times).astype(np.float32)
         sigma = self.schedule.sigma(times).astype(np.float32)
         x: NDArray[np.float32] = noise_leaves(
@@ -121,6 +137,18 @@ class Noise:
         return x
 
     def log_fields(self, x: NDArray[Any], times: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, L, q) log-likelihood of each symbol, up to a number per leaf: x_t signal / sigma²."""
+        """What noisy leaves say of each symbol, for ``TreeModel.infer(log_fields=...)``.
+
+        Parameters
+        ----------
+        x : (n, L, q) array
+        times : (n,) int64 array
+            From 1 to T.
+
+        Returns
+        -------
+        (n, L, q) float64 array
+            Log-likelihoods in nats, up to a number per leaf: x_t signal(t) / sigma(t)².
+        """
         intensity: NDArray[np.float64] = self.schedule.intensity(times)
         return x * intensity[:, None, None]
