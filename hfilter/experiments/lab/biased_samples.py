@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from hfilter.diffusion import ExactDenoiser, generate, nearest, random_leaves, u_turn
 from hfilter.diffusion.measures import mutual_distance, neighbour_divergence, over_models
-from hfilter.diffusion.splits import held_out
 from hfilter.experiments.figures import MODEL_COLOUR, level_colour, log_steps, styled
 from hfilter.experiments.lab.blocks import Blocks, bias_runs
 from hfilter.experiments.lab.panels import band, letter, name_ends
@@ -54,8 +53,7 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
     reference = {
         name: u_turn(exact, rows, turns, seed=1, progress=False) for name, rows in starts.items()
     }
-    # A perfect generator repeats training sequences as often as held-out ones do: disjoint by index.
-    fresh = held_out(all_of.model, max(n, 2000), all_of.seed)
+    fresh = all_of.fresh(max(n, 2000))
     settings = {"n": n, "turned": turned, "turns": turns, "with": [o.run.digest for o in trained]}
     asked = [
         Asked(one, f"samples-{step}", settings, _of_one,

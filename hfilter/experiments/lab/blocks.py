@@ -69,8 +69,12 @@ class Blocks:
         ]
 
     def fresh(self, n: int) -> np.ndarray:
-        """Held-out sequences that are in no block."""
-        return held_out(self.model, n, self.seed, np.concatenate(self.blocks))
+        """Held-out sequences: other rows of the stream, a sample of the law.
+
+        Some of them are in a block by content: what the law has often is seldom new. Without them the
+        rest would be no sample of the law, and even exact inference would have an excess loss on it.
+        """
+        return held_out(self.model, n, self.seed)
 
     @property
     def steps(self) -> list[int]:
