@@ -91,6 +91,19 @@ def test_far_from_every_row(backend: str) -> None:
     assert np.abs(got - wanted).max() < 1e-6
 
 
+def test_so_far_that_the_best_row_is_not_seen_at_first(
+    backend: str, rng: np.random.Generator
+) -> None:
+    """Every row a billion nats below the best symbols: differences of hundreds of nats are lost in the first sums."""
+    rows = rng.integers(0, 2, (300, 8))
+    fields = (rng.normal(size=(20, 8, 3)) * 60).astype(np.float32)
+    fields[..., 2] = 1e9
+    wanted, evidence = judge(fields, rows)
+    got, log_evidence = empirical_posterior(fields, StoredRows(rows, 3), backend=backend)
+    assert np.abs(got - wanted).max() < 1e-4
+    assert np.abs(log_evidence - evidence).max() < 1e-3
+
+
 def test_many_copies_add_up(backend: str) -> None:
     """Thirty thousand equal float32 weights: summed one by one they would be off by 1e-3."""
     rows = np.zeros((30001, 2), int)
