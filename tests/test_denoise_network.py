@@ -151,6 +151,8 @@ def test_initial_weights_and_exports():
         size = linear.weight.detach().square().mean().item() * d_in
         assert abs(size - 1) < 5 * (2 / linear.weight.numel()) ** 0.5
         assert not linear.bias.any()
+    positions = Encoder(tiny(d_model=64)).positions.detach()
+    assert abs(positions.square().mean() * 64 - 1) < 5 * (2 / positions.numel()) ** 0.5
     with pytest.raises(ArgumentError, match=r"readout must be .* got 'denoise'"):
         to_transformer_lens(Encoder(tiny(norm="pre")))
 

@@ -77,7 +77,9 @@ class Encoder(nn.Module):
         else:
             self.embedding = nn.Embedding(config.n_embedded, config.d_model)  # N(0, 1) rows
         if config.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(config.n_leaves, config.d_model))
+            # Beside rows of N(0, 1), or beside the smaller numbers that a linear map gives.
+            size = config.d_model**-0.5 if config.readout == "denoise" else 1.0
+            self.positions = nn.Parameter(size * torch.randn(config.n_leaves, config.d_model))
         elif config.positions == "sinusoidal":
             table = sinusoidal_positions(config.n_leaves, config.d_model)
             self.register_buffer("positions", table, persistent=False)

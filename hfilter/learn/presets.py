@@ -180,7 +180,7 @@ def _root_published(model: TreeModel) -> Settings:
 
 
 def _denoise_fast(model: TreeModel) -> Settings:
-    """Noisy leaves of 500 sequences, which it learns by heart: minutes at depth 3."""
+    """Noisy leaves of 200 sequences, which it learns by heart: minutes at depth 3."""
     encoder = EncoderConfig.for_model(
         model,
         readout="denoise",
@@ -191,17 +191,17 @@ def _denoise_fast(model: TreeModel) -> Settings:
         d_feedforward=128,
         dropout=0.0,
     )
-    steps = 20_000
+    steps = 6000
     kept = log_spaced(steps, 41)
     config = TrainConfig(
         steps=steps,
         batch_size=64,
-        train_size=500,
-        lr=2e-3,
+        train_size=200,
+        lr=3e-3,
         betas=(0.9, 0.99),
         schedule="inverse-root",
         warmup=100,
-        cooldown=1000,
+        cooldown=3000,
         clip=1.0,
         average=0.1,  # without it the noise of the last steps hides where curves have their minimum
         held_out="content",
