@@ -191,7 +191,7 @@ def _denoise_fast(model: TreeModel) -> Settings:
         d_feedforward=128,
         dropout=0.0,
     )
-    steps = 6000
+    steps = 10_000
     kept = log_spaced(steps, 41)
     config = TrainConfig(
         steps=steps,
