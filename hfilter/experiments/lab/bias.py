@@ -341,7 +341,7 @@ STUDY = Study(
     name="biased-generalization",
     summary="models of disjoint blocks part before the test loss turns",
     about="""\
-Trains denoisers on disjoint blocks of sequences (four models with the fast preset; --seeds N for more,
+Trains denoisers on disjoint blocks of sequences (eight models with the fast preset; --seeds N for more,
 --train-size N for other blocks) and follows, from kept network to kept network at t/T = 0.15, D_k =
 KL(BP_k || network), the divergence between models of different blocks, losses on held-out and training
 sequences split into distillation and excess, the coordinate between exact inference and the memory of

@@ -28,8 +28,8 @@ def law_of(options: Options) -> Law:
 
 def bias_runs(options: Options) -> list[Run]:
     """A run for each disjoint block of one stream, each with a seed of its own."""
-    rows = options.train_size or options.pick(32, 400, 5000)
-    models = options.n_seeds or options.pick(2, 4, 15)
+    rows = options.train_size or options.pick(32, 200, 5000)
+    models = options.n_seeds or options.pick(2, 8, 15)
     if models < 2:
         raise ArgumentError("n_seeds must be at least 2: models of different blocks are compared")
     longer: dict[str, Any] = {}
