@@ -38,7 +38,7 @@ def bias_runs(options: Options) -> list[Run]:
         longer = {"steps": steps, "cooldown": steps - round(50 * rows / 512)}
     return [
         recipe(
-            options, law_of(options), "denoise", seed=seed, keep=options.pick(4, 25, 25),
+            options, law_of(options), "denoise", seed=seed, keep=options.pick(4, 41, 25),
             data_seed=options.seed, data_start=index * rows, train_size=rows, held_out="content",
             **longer,
         )
