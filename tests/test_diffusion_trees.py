@@ -24,6 +24,7 @@ from hfilter.errors import ArgumentError, DTypeError, ShapeError
 from hfilter.noising import GaussianChannel, MaskingChannel, UniformChannel
 
 SMALL = problem("published-q6-forbidden", 0)
+PLAIN = hfilter.provenance()["backend"] == "python"  # some hundred times slower: fewer rows
 DEEP = hfilter.TreeModel(hfilter.Grammar.published(4, 1.0, 0), depth=3)
 
 
@@ -54,7 +55,7 @@ def test_one_shot_law_of_uniform_noise() -> None:
     Draws against the exact posteriors of the truth (16 tests at 4.5 standard errors: false alarms 1e-4), and
     both against the published numbers, which are off by up to .013 (a sample of about 2000).
     """
-    n = 8000
+    n = 400 if PLAIN else 8000
     clean = DEEP.sample(n, seed=3, levels=True)
     for noise, root, leaf in (
         (0.1, 0.712, 0.881),
@@ -73,8 +74,8 @@ def test_one_shot_law_of_uniform_noise() -> None:
             ]
             gap = found.per_sample[d] - truth.mean(axis=1)
             assert abs(gap.mean()) < 4.5 * gap.std() / np.sqrt(n)
-        assert abs(found.overlap[0] - root) < 0.03
-        assert abs(found.overlap[3] - leaf) < 0.02
+        assert abs(found.overlap[0] - root) < 0.013 + 4 * found.error[0]
+        assert abs(found.overlap[3] - leaf) < 0.007 + 4 * found.error[3]
 
 
 def test_mean_field() -> None:
@@ -119,12 +120,12 @@ def test_susceptibility_is_enumeration(kind: str) -> None:
 
 def test_susceptibility_by_counting() -> None:
     """Plain counting meets the exact pair marginals within 4 standard errors, and errors are what they say."""
-    channel, n = UniformChannel.linear(10), 4000
+    channel, n = UniformChannel.linear(10), 400 if PLAIN else 4000
     starts = DEEP.sample(n, seed=1).leaves
     x = channel.corrupt(starts, 3, 4, seed=2)
     ends = exact_end(DEEP, channel, x, 3, seed=3, n_samples=2).leaves
     plain, two = susceptibility_of(starts, ends[:, 0]), susceptibility_of(starts, ends)
-    exact = susceptibility(DEEP, channel, starts[:1000], 3, seed=2)
+    exact = susceptibility(DEEP, channel, starts[: n // 4], 3, seed=2)
     assert abs(plain.value - exact.value) < 4 * np.hypot(plain.error, exact.error)
     assert abs(two.value - exact.value) < 4 * np.hypot(two.error, exact.error)
     change = (ends[:, 0] != starts).astype(float)
