@@ -24,6 +24,7 @@ from hfilter.learn.noise import Noise  # noqa: E402
 from hfilter.learn.tasks import n_scored, predict, task_loss  # noqa: E402
 from hfilter.learn.train import TrainConfig, train  # noqa: E402
 from hfilter.learn.transfer import transfer  # noqa: E402
+from hfilter.noising.gaussian import noise_leaves  # noqa: E402
 from hfilter.noising.schedule import Schedule  # noqa: E402
 
 PUBLISHED = {"d_model": 512, "n_layers": 8, "n_heads": 4, "d_feedforward": 1024}
@@ -186,6 +187,10 @@ def test_floor_and_laws_by_enumeration(k):
         assert np.array_equal(times, np.full(n, t) if t else all_times(n, 30))
         truth = own.sample(n, seed=4, start=7 if "train" in name else 2**48).leaves
         assert np.array_equal(found.batch.targets.numpy(), truth)
+        first = 7 if "train" in name else 2**48  # noise of its own, which no training meets
+        signal, sigma = (f(times).astype(np.float32) for f in (schedule.signal, schedule.sigma))
+        own_noise = noise_leaves(truth, signal, sigma, 3, 4, "held_out", 0, start=first)
+        assert np.array_equal(found.batch.tokens.numpy(), own_noise)
         bars = np.cumprod(1 - schedule.betas)[times - 1]
         means = np.sqrt(bars)[:, None, None, None] * np.eye(3)[rows]
         nats = -((x[:, None] - means) ** 2).sum((2, 3)) / (2 * (1 - bars))[:, None]

@@ -107,6 +107,23 @@ def test_held_out_rows_by_content(model):
 # --- runs ------------------------------------------------------------------------------------
 
 
+def test_seeds_of_one_block_train_on_other_noise(model, tmp_path):
+    """From the same weights, without dropout: what the seed still decides is noise and order."""
+    shape = tiny(dropout=0.0)
+    first, losses = Encoder(shape), []
+    for seed in (1, 2):
+        config = dataclasses.replace(CONFIG, seed=seed, data_seed=0)
+        result = train(
+            model, shape, config, tmp_path / str(seed), progress=False, start=first
+        )  # fmt: skip
+        losses.append([record["loss"] for record in result.history])
+        assert result.history[0]["cross_entropy"] == pytest.approx(
+            result.held_out.evaluate(first).cross_entropy
+        )
+    assert losses[0][0] is losses[1][0] is None
+    assert all(a != b for a, b in zip(losses[0][1:], losses[1][1:], strict=True))
+
+
 class Killed(Exception):
     pass
 
