@@ -28,7 +28,17 @@ from hfilter.experiments.lab.study import Options, Study, Table, Tables
 
 _HEADER = ("model", "step", "inputs", "measure", "index", "value", "standard_error")
 _PAIRS_HEADER = ("step", "first", "second", "split_divergence")
-_ONSETS_HEADER = ("curve", "step", "low", "high", "status", "rise", "rise_error", "resolved")
+_ONSETS_HEADER = (
+    "curve",
+    "step",
+    "low",
+    "high",
+    "status",
+    "rise",
+    "rise_error",
+    "resolved",
+    "from_step",
+)
 _TIME_HEADER = ("t", "who", "step", "value", "standard_error")
 _SPLIT, _D0, _LOSS = "#882255", "#0072B2", "#D55E00"
 
@@ -134,16 +144,37 @@ def _onset_curves(tables: Tables) -> dict[str, np.ndarray]:
     }
 
 
+def _window(tables: Tables) -> int:
+    """Where to look for the turn of the split divergence: from the peak of its largest fall before D_0's minimum.
+
+    Untrained networks agree, so that the curve begins near zero, climbs while coarse levels are learnt, and
+    only then falls: its lowest value may be its first.
+    """
+    curve = np.log(np.maximum(over_pairs(_split(tables)), 1e-12))
+    end = int(_curves(tables["main"], "divergence").mean(axis=0).argmin()) + 1
+    falls = [curve[i] - curve[i:end].min() for i in range(end)]
+    return min(int(np.argmax(falls)), len(curve) - 3)
+
+
+def over_pairs(matrix: np.ndarray) -> np.ndarray:
+    """Mean over different models."""
+    m = len(matrix)
+    mean: np.ndarray = matrix.sum(axis=(0, 1)) / (m * (m - 1))
+    return mean
+
+
 def _onsets(tables: Tables) -> Table:
     steps = tables["main"].values("step")
     rows = []
     if len(steps) >= 3:
+        window = _window(tables)
         for name, curves in _onset_curves(tables).items():
-            found = onset(steps, curves)
+            first = window if name == "split divergence" else 0
+            found = onset(steps[first:], curves[..., first:])
             rows.append(
                 (
                     name, found.step, found.low, found.high, found.status, found.rise,
-                    found.rise_error, found.is_resolved,
+                    found.rise_error, found.is_resolved, steps[first],
                 )
             )  # fmt: skip
     return Table(_ONSETS_HEADER, rows)
@@ -305,14 +336,17 @@ def _conclude(tables: Tables) -> list[str]:
     if len(steps) < 3:
         return ["too few kept networks for an onset"]
     lines = []
-    for name in ("split divergence", "test loss", "test loss, all times"):
-        found = onset(steps, _onset_curves(tables)[name])
+    curves, window = _onset_curves(tables), _window(tables)
+    for name in ("split divergence", "D_0", "test loss", "test loss, all times"):
+        first = window if name == "split divergence" else 0
+        found = onset(steps[first:], curves[name][..., first:])
+        since = f" from step {steps[first]}, its peak, on" if first else ""
         lines.append(
-            f"{name}: {found}; at the last step {found.rise:+.3f} ± {found.rise_error:.3f} nats above it"
+            f"{name}{since}: {found}; at the last step {found.rise:+.3f} ± {found.rise_error:.3f} nats above it"
         )
     for later in ("test loss", "D_0"):
-        curves = _onset_curves(tables)
-        gap = onset_difference(steps, curves["split divergence"], curves[later])
+        both = (curves[name][..., window:] for name in ("split divergence", later))
+        gap = onset_difference(steps[window:], *both)
         lines.append(
             f"split divergence before {later}: by a factor {gap.ratio:.2f} (95%: {gap.low:.2f} to "
             f"{gap.high:.2f}); earlier in {gap.share_earlier:.1%} of the resamples of "
@@ -329,10 +363,10 @@ def _conclude(tables: Tables) -> list[str]:
         lines.append(
             f"excess loss on {words} sequences at the last step: {last.mean:.3f} ± {last.error:.3f} nats"
         )
-    first, last = (over_models(_curves(main, "lambda")[:, i]) for i in (len(steps) // 2, -1))
+    middle, end = (over_models(_curves(main, "lambda")[:, i]) for i in (len(steps) // 2, -1))
     lines.append(
-        f"coordinate between inference and memory: {first.mean:.3f} ± {first.error:.3f} at step "
-        f"{steps[len(steps) // 2]}, {last.mean:.3f} ± {last.error:.3f} at step {steps[-1]}"
+        f"coordinate between inference and memory: {middle.mean:.3f} ± {middle.error:.3f} at step "
+        f"{steps[len(steps) // 2]}, {end.mean:.3f} ± {end.error:.3f} at step {steps[-1]}"
     )
     return lines
 
@@ -346,8 +380,9 @@ Trains denoisers on disjoint blocks of sequences (eight models with the fast pre
 KL(BP_k || network), the divergence between models of different blocks, losses on held-out and training
 sequences split into distillation and excess, the coordinate between exact inference and the memory of
 the training set, and KL(BP_0 || network) along t. Expected (arXiv 2603.03469): coarse levels are learnt
-first; the split divergence turns while the test loss still falls: generalisation goes on, already
-biased towards the block; then the test loss turns too. Onsets come with intervals over models.""",
+first; the split divergence, which climbs from zero to a peak and falls again, turns while D_0 and the
+test loss still fall: generalisation goes on, already biased towards the block; then they turn too.
+Onsets come with intervals over models; that of the split divergence is sought from the peak on.""",
     runs=bias_runs,
     measure=_measure,
     draw=_draw,
