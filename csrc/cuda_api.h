@@ -26,6 +26,8 @@ typedef struct hf_cuda_executor {
     int32_t (*devices)(const char** reason);
     // Bytes of a packed model; writes it if `out` is given, to be copied to the device's address `base`.
     size_t (*pack)(const hf_model*, uint64_t base, int32_t token_bytes, void* out);
+    // As hf_noise; all addresses are the device's. A size is at most 2^33.
+    const char* (*noise)(const hf_noise_args*, int32_t force, void* stream);
     // Of trees if these are given, with the evidence that they are given; otherwise of beliefs. `args->laws` are in
     // double precision whatever the type of values.
     size_t (*infer_workspace)(const hf_model*, const hf_infer_args* args, const hf_choose_args*, int32_t force);

@@ -1,5 +1,6 @@
 // The executor that launches on a device: the caller's stream, no allocation, no copy, no waiting.
 #define HF_NAMESPACE hf_cuda_on_device
+#include "cuda_noise.hpp"
 #include "cuda_plan.hpp"
 
 namespace HF_NAMESPACE {
@@ -61,6 +62,11 @@ const hf_cuda_executor kExecutor = {
     devices,
     [](const hf_model* m, uint64_t base, int32_t token_bytes, void* out) {
         return pack_model(*m, base, token_bytes, out).size;
+    },
+    [](const hf_noise_args* args, int32_t force, void* stream) {
+        const DeviceMachine machine(stream);
+        make_noise(machine, *args, force);
+        return machine.error();
     },
     [](const hf_model* m, const hf_infer_args* args, const hf_choose_args* trees, int32_t force) {
         return infer_workspace(*m, *args, trees, force);

@@ -66,6 +66,42 @@ void sample(const std::string& executor, Address model, Address base, int64_t n,
     check(e->sample(&m, base, &args, force, at<void>(stream)));
 }
 
+// `given` is () to fill, (tokens, token_bytes, vocab_size, signal, sigma) for leaves, (x0, a, b, s) for a step.
+void noise(const std::string& executor, uint64_t seed, uint32_t tag, uint64_t start, int64_t n, int64_t size,
+           Address out, const py::tuple& given, int32_t force, Address stream) {
+    const hf_cuda_executor* e = find(executor);
+    hf_noise_args args{};
+    args.n = n;
+    args.size = size;
+    args.seed = seed;
+    args.start = start;
+    args.tag = tag;
+    args.out = at<float>(out);
+    if (given.size() == 5) {
+        args.kind = HF_NOISE_LEAVES;
+        args.tokens = at<const void>(given[0].cast<Address>());
+        args.token_bytes = given[1].cast<int32_t>();
+        args.vocab_size = given[2].cast<int32_t>();
+        args.signal = at<const float>(given[3].cast<Address>());
+        args.sigma = at<const float>(given[4].cast<Address>());
+    } else if (given.size() == 4) {
+        args.kind = HF_NOISE_STEP;
+        args.x0 = at<const float>(given[0].cast<Address>());
+        args.a = given[1].cast<float>();
+        args.b = given[2].cast<float>();
+        args.s = given[3].cast<float>();
+    }
+    const bool leaves = args.kind == HF_NOISE_LEAVES;
+    if (n < 0 || size < 0 || size > int64_t(1) << 33) throw std::invalid_argument("noise: sizes");
+    if (n == 0 || size == 0) return;
+    if (!out || (args.kind == HF_NOISE_STEP && !args.x0) ||
+        (leaves && (!args.tokens || !args.signal || !args.sigma || args.vocab_size < 1 || size % args.vocab_size ||
+                    (args.token_bytes != 1 && args.token_bytes != 2))))
+        throw std::invalid_argument("noise: arguments");
+    const py::gil_scoped_release release;
+    check(e->noise(&args, force, at<void>(stream)));
+}
+
 // n, token_bytes, field_bytes, tokens, mask, log_fields, causal, window, laws (in double precision)
 using EvidenceTuple = std::tuple<int64_t, int32_t, int32_t, Address, Address, Address, bool, int32_t, Address>;
 // value_bytes, log_evidence, root, beliefs, leave_one_out, counts, star_pairs
@@ -167,6 +203,9 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
     module.def("sample", &sample, py::arg("executor"), py::arg("model"), py::arg("base"), py::arg("n"), py::arg("seed"),
                py::arg("start"), py::arg("roots"), py::arg("levels"), py::arg("token_bytes"), py::arg("force"),
                py::arg("stream"), "Draws n rows of the stream; returns before they are there.");
+    module.def("noise", &noise, py::arg("executor"), py::arg("seed"), py::arg("tag"), py::arg("start"), py::arg("n"),
+               py::arg("size"), py::arg("out"), py::arg("given"), py::arg("force"), py::arg("stream"),
+               "Noise into n rows, alone, over leaves, or in a step of a process; returns before it is there.");
     module.def(
         "workspace",
         [](const std::string& executor, Address model, const EvidenceTuple& evidence, const OutputsTuple& outputs,

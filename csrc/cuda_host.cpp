@@ -1,6 +1,7 @@
 // The kernels of cuda_backend.cu executed on the host, thread by thread and phase by phase, so that tests
 // judge the text, the geometry and the bounds of shared memory where no GPU is at hand.
 #define HF_NAMESPACE hf_cuda_on_host
+#include "cuda_noise.hpp"
 #include "cuda_plan.hpp"
 
 #include <cfenv>
@@ -70,6 +71,9 @@ const hf_cuda_executor kExecutor = {
     devices,
     [](const hf_model* m, uint64_t base, int32_t token_bytes, void* out) {
         return pack_model(*m, base, token_bytes, out).size;
+    },
+    [](const hf_noise_args* args, int32_t force, void*) {
+        return guarded([&] { make_noise(HostMachine{(force & HF_FORCE_BACKWARDS) != 0}, *args, force); });
     },
     [](const hf_model* m, const hf_infer_args* args, const hf_choose_args* trees, int32_t force) {
         return infer_workspace(*m, *args, trees, force);

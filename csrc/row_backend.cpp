@@ -7,9 +7,9 @@
 #define HF_JOIN(a, b) HF_JOIN_(a, b)
 #define HF_NAMESPACE HF_JOIN(hf_on_rows_, HF_ISA)
 
-#include "empirical.hpp"
-#include "nearest.hpp"
-#include "noise.hpp"
+#include "cpu_empirical.hpp"
+#include "cpu_nearest.hpp"
+#include "cpu_noise.hpp"
 
 namespace HF_NAMESPACE {
 namespace {

@@ -16,6 +16,7 @@ __all__: list[str] = [
     "devices",
     "has_device_code",
     "infer",
+    "noise",
     "pack",
     "sample",
     "workspace",
@@ -71,6 +72,22 @@ def infer(
 ) -> None:
     """
     Exact posteriors of n rows, or trees given their evidence; returns before they are there.
+    """
+
+def noise(
+    executor: str,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    tag: typing.SupportsInt | typing.SupportsIndex,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    out: typing.SupportsInt | typing.SupportsIndex,
+    given: tuple,
+    force: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """
+    Noise into n rows, alone, over leaves, or in a step of a process; returns before it is there.
     """
 
 def pack(

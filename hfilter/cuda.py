@@ -28,7 +28,9 @@ __all__ = [
     "TorchMemory",
     "kept_tensor",
     "launch_infer",
+    "launch_noise",
     "launch_sample",
+    "noise_memory",
     "unavailable",
 ]
 
@@ -195,6 +197,30 @@ def launch_sample(
             )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise KernelError(f"cuda: {error}") from error
+
+
+def launch_noise(
+    memory: HostMemory, seed: int, tag: int, start: int, out: Any, *given: Any
+) -> None:
+    """Noise into `out` (n, …): alone, over leaves (tokens, token_bytes, q, signal, sigma), in a step (x0, a, b, s)."""
+    cast = tuple(memory.address(x) if hasattr(x, "shape") else x for x in given)
+    n = len(out)
+    size = out[0].size if isinstance(out, np.ndarray) else out[:1].numel() if n else 0
+    with memory:
+        try:
+            _cuda.noise(
+                memory.executor, seed, tag, start, n, size, memory.address(out), cast, FORCE, memory.stream
+            )  # fmt: skip
+        except (ValueError, RuntimeError) as error:
+            raise KernelError(f"cuda: {error}") from error
+
+
+def noise_memory(x: Any) -> HostMemory | None:
+    """The memory that a tensor lies in, if the kernels of noise can be launched there."""
+    executor = EXECUTORS.get(x.device.type)
+    if executor is None or _cuda is None or (executor == "device" and unavailable()):
+        return None
+    return TorchMemory(x.device)
 
 
 def launch_infer(

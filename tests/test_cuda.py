@@ -249,7 +249,7 @@ def compiled(folder: Path) -> Made:
     return Made({short(name): body for name, body in bodies}, report)
 
 
-FAST = re.compile(r"^(Resident|Sample\w+Li[1-9])")
+FAST = re.compile(r"^(Resident|Noise|Sample\w+Li[1-9])")
 
 
 def check_fast_kernels_stay_in_registers(made: Made) -> None:

@@ -157,30 +157,62 @@ def test_tensors_on_the_processor_are_filled_in_place() -> None:
     assert y.tolist() == [[0.5] * 3] * 2
 
 
-def test_the_text_for_devices_gives_the_same_bits(rng: np.random.Generator) -> None:
-    """Its torch operations, on tensors of the processor; tests of a device ask the same of one."""
-    torch = pytest.importorskip("torch")
+def check_tensors(device: str, rng: np.random.Generator) -> None:
+    """What serves tensors on devices gives the same bits, of rows of whole and of broken lines."""
+    import torch
+
     from hfilter.noising import tensors
 
     start, seed, n = 2**32 - 100, 2**63 + 5, 300
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    for device in {"cpu", where}:
-        x = torch.empty((n, 97), device=device)
+    for size in (97, 96, 3):
+        x = torch.empty((n, size), device=device)
         tensors.normal(seed, gaussian._tag("reverse", 77), start, x)
-        wanted = normal(seed, "reverse", 77, n, 97, start=start)
-        assert same(x.cpu().numpy(), wanted)
-        leaves = rng.integers(0, 6, (n, 16))
-        f, g = rng.random(n), rng.random(n)
+        assert same(x.cpu().numpy(), normal(seed, "reverse", 77, n, size, start=start))
+    x = torch.empty(4 * 5 + 1, device=device)[1:].view(5, 4)  # lines that are not aligned
+    tensors.normal(seed, gaussian._tag("reverse", 77), start, x)
+    assert same(x.cpu().numpy(), normal(seed, "reverse", 77, 5, 4, start=start))
+    for length, q in ((16, 6), (5, 3), (2, 65535)):
+        rows = n if q < 100 else 2
+        leaves = rng.integers(0, q, (rows, length))
+        leaves[0, 0] = q - 1
+        f, g = rng.random(rows), rng.random(rows)
         given = [torch.tensor(v, device=device) for v in (leaves, f, g)]
-        noisy = tensors.noise_leaves(seed, gaussian._tag("train", 1), start, *given, 6, None)
-        wanted = noise_leaves(leaves, f, g, 6, seed, "train", 1, start=start)
+        noisy = tensors.noise_leaves(seed, gaussian._tag("train", 1), start, *given, q, None)
+        wanted = noise_leaves(leaves, f, g, q, seed, "train", 1, start=start)
         assert same(noisy.cpu().numpy(), wanted)
         x0 = rng.normal(size=wanted.shape).astype(np.float32)
-        moved = noisy.clone()
-        tag = gaussian._tag("reverse", 5)
-        tensors.reverse_step(seed, tag, 0, moved, torch.tensor(x0, device=device), 0.1, 0.7, 0.3)
-        reverse_step(wanted, x0, 0.1, 0.7, 0.3, seed, "reverse", 5)
-        assert same(moved.cpu().numpy(), wanted)
+        other = torch.tensor(x0, device=device)
+        for s in (0.3, 0.0):
+            moved, target = noisy.clone(), wanted.copy()
+            tensors.reverse_step(seed, gaussian._tag("reverse", 5), 0, moved, other, 0.1, 0.7, s)
+            reverse_step(target, x0, 0.1, 0.7, s, seed, "reverse", 5)
+            assert same(moved.cpu().numpy(), target)
+
+
+def test_the_text_for_devices_gives_the_same_bits(rng: np.random.Generator) -> None:
+    """Its torch operations, on tensors of the processor; a device's kernels where there is one."""
+    torch = pytest.importorskip("torch")
+    check_tensors("cpu", rng)
+    if torch.cuda.is_available():
+        check_tensors("cuda", rng)
+
+
+@pytest.mark.parametrize("force", ["", "FORCE_FEW_BLOCKS", "FORCE_BACKWARDS"])
+def test_the_kernels_for_devices_give_the_same_bits(
+    force: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """Executed on the host, as in test_cuda_host.py."""
+    pytest.importorskip("torch")
+    from hfilter import cuda
+
+    module = pytest.importorskip("hfilter._cuda", reason="module _cuda was not built")
+    monkeypatch.setitem(cuda.EXECUTORS, "cpu", "host")
+    monkeypatch.setattr(cuda, "FORCE", getattr(module, force) if force else 0)
+    launched: list[int] = []
+    launch = cuda.launch_noise
+    monkeypatch.setattr(cuda, "launch_noise", lambda *a: (launched.append(1), launch(*a)))
+    check_tensors("cpu", rng)
+    assert len(launched) == 13
 
 
 def test_flushed_subnormals_do_not_matter() -> None:

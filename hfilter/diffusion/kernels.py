@@ -19,7 +19,7 @@ Array = NDArray[Any]
 _PAIRS = 1 << 20  # pairs of rows compared at a time in NumPy
 _CALL = 1 << 34  # symbols compared in a compiled call: Python sees Ctrl-C between calls
 _WEIGHED = 1 << 28  # and pairs of a question and a stored row weighed
-_GROUP = 64  # stored rows that lie together (csrc/nearest.hpp)
+_GROUP = 64  # stored rows that lie together (csrc/cpu_nearest.hpp)
 
 
 def _lane_type(rows: Array, data: Array) -> Any:

@@ -1,6 +1,7 @@
-"""The text of noise in torch operations, for tensors on devices: the same bits as hfilter.noising.text.
+"""Noise for tensors on devices, with the bits of hfilter.noising.text.
 
-Words are held in int64, whose products wrap as those of unsigned numbers do.
+The kernels of module _cuda make it (csrc/cuda_noise.hpp); where they are not, torch operations do. These hold words in
+int64, whose products wrap as those of unsigned numbers do.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import cuda
 from ..errors import ArgumentError, DTypeError, ShapeError
 from . import text
 
@@ -91,6 +93,10 @@ def check(name: str, x: Any, shape: tuple[int, ...]) -> None:
 @torch.no_grad()
 def normal(seed: int, tag: int, start: int, out: Any) -> None:
     """Fill `out` (n, size)."""
+    memory = cuda.noise_memory(out)
+    if memory is not None:
+        cuda.launch_noise(memory, seed, tag, start, out)
+        return
     n, size = out.shape
     for part in _pieces(n, size):
         out[part] = _normals(
@@ -125,6 +131,14 @@ def noise_leaves(
     else:
         check("out", out, (n, length, q))
     f, g = (_factor(name, x, n, out.device) for name, x in (("signal", signal), ("sigma", sigma)))
+    memory = cuda.noise_memory(out)
+    if memory is not None:
+        wide = 1 if q <= 256 else 2  # symbols beyond 32767 keep their bits in int16
+        given = symbols.to(torch.uint8 if wide == 1 else torch.int16).contiguous()
+        cuda.launch_noise(
+            memory, seed, tag, start, out, given, wide, q, f.contiguous(), g.contiguous()
+        )
+        return out
     at = symbols + torch.arange(length, device=out.device) * q
     flat = out.view(n, length * q)
     for part in _pieces(n, length * q):
@@ -148,6 +162,11 @@ def reverse_step(
             f"{tuple(x0.shape)} on {x0.device}"
         )
     f, g, h = (float(torch.tensor(v, dtype=torch.float32)) for v in (a, b, s))
+    memory = cuda.noise_memory(x)
+    if memory is not None:
+        given = x0.to(torch.float32).contiguous()
+        cuda.launch_noise(memory, seed, tag, start, x, given, f, g, h)
+        return x
     n = len(x)
     size = x[0].numel() if n else 0
     flat, flat0 = x.view(n, size), x0.to(torch.float32).reshape(n, size)
