@@ -20,42 +20,42 @@ Strings = tuple[
 ]
 
 _MOST = 1536  # strings of a group: two packs each, of all groups, should stay in the second cache
-_USES = (
-    512  # rows that share a string's sum of weights: so few float32 numbers add up to 1e-5 at worst
-)
+_TABLE = 1 << 22  # values that are ranked by a table rather than by sorting
+_USES = 512  # rows that share a string's sum of weights: so few float32 add up to 1e-5 at worst
 
 
-def _codes(left: Array, right: Array) -> tuple[Array, int]:
-    """Numbers of the pairs that occur."""
-    pairs = left.astype(np.int64) * (int(right.max()) + 1) + right
-    found, number = np.unique(pairs, return_inverse=True)
-    return number.reshape(-1), len(found)
+def _numbers(values: Array, limit: int) -> tuple[Array, int]:
+    """Each of `values`, from 0 to limit - 1, by its rank among those that occur; and how many these are."""
+    if limit > _TABLE:
+        found, number = np.unique(values, return_inverse=True)
+        return number.reshape(-1), len(found)
+    seen = np.zeros(limit, np.int64)
+    seen[values] = 1
+    rank = np.cumsum(seen)
+    return (rank - 1)[values], int(rank[-1])
 
 
-def _groups(rows: Array) -> list[tuple[int, int]]:
-    """Neighbouring groups are joined, smallest result first, while few strings occur: (first, stop)."""
-    cuts = [(j, j + 1) for j in range(rows.shape[1])]
-    codes = [
-        np.unique(rows[:, j], return_inverse=True)[1].reshape(-1) for j in range(rows.shape[1])
+def _groups(rows: Array) -> list[tuple[int, int, Array, int]]:
+    """Neighbouring groups are joined while few strings occur: (first, stop, every row's string, how many)."""
+    wide = int(rows.max()) + 1
+    groups = [
+        (j, j + 1, *_numbers(rows[:, j].astype(np.int64), wide)) for j in range(rows.shape[1])
     ]
-    while len(cuts) > 1:
-        joined = []
-        i = 0
+    changed = True
+    while changed and len(groups) > 1:
+        joined: list[tuple[int, int, Array, int]] = []
         changed = False
-        while i < len(cuts):
-            if i + 1 < len(cuts):
-                number, count = _codes(codes[i], codes[i + 1])
+        for group in groups:
+            if joined and not joined[-1][1] - joined[-1][0] > group[1] - group[0]:
+                first, _, left, many = joined[-1]
+                number, count = _numbers(left * group[3] + group[2], many * group[3])
                 if count <= _MOST:
-                    joined.append(((cuts[i][0], cuts[i + 1][1]), number))
-                    i += 2
+                    joined[-1] = (first, group[1], number, count)
                     changed = True
                     continue
-            joined.append((cuts[i], codes[i]))
-            i += 1
-        cuts, codes = [c for c, _ in joined], [x for _, x in joined]
-        if not changed:
-            break
-    return cuts
+            joined.append(group)
+        groups = joined
+    return groups
 
 
 def number_strings(rows: Array) -> Strings:
@@ -74,17 +74,17 @@ def number_strings(rows: Array) -> Strings:
     head : int
         How many groups these are: all but the last one or two.
     """
-    cuts = _groups(rows)
-    first_position = np.array([c[0] for c in cuts] + [rows.shape[1]], np.int64)
+    groups = _groups(rows)
+    first_position = np.array([first for first, *_ in groups] + [rows.shape[1]], np.int64)
     width = int(np.diff(first_position).max())
-    numbers = np.empty((len(rows), len(cuts)), np.int64)
+    numbers = np.stack([number for _, _, number, _ in groups], axis=1)
     held = []
-    for g, (begin, stop) in enumerate(cuts):
-        found, number = np.unique(rows[:, begin:stop], axis=0, return_inverse=True)
-        numbers[:, g] = number.reshape(-1)
-        held.append(found)
+    for first, stop, number, count in groups:
+        row = np.empty(count, np.intp)
+        row[number] = np.arange(len(rows))  # one that has the string
+        held.append(rows[row, first:stop])
     numbers = numbers[np.lexsort(numbers.T[::-1])]
-    first_string = np.zeros(len(cuts) + 1, np.int64)
+    first_string = np.zeros(len(groups) + 1, np.int64)
     symbols = []
     for g, found in enumerate(held):
         # A string that many rows have gets a number for every so many of them.
@@ -100,7 +100,7 @@ def number_strings(rows: Array) -> Strings:
         padded = np.zeros((int(copies.sum()), width), np.uint16)
         padded[:, : found.shape[1]] = np.repeat(found, copies, axis=0)
         symbols.append(padded)
-    head = max(len(cuts) - 2, min(len(cuts) - 1, 1))
+    head = max(len(groups) - 2, min(len(groups) - 1, 1))
     begins = np.arange(len(rows)) % _USES == 0
     begins[1:] |= (numbers[1:, :head] != numbers[:-1, :head]).any(axis=1)
     return (
