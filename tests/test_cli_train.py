@@ -230,6 +230,8 @@ def test_published_denoisers_are_as_published() -> None:
         assert (encoder.d_model, encoder.n_layers, encoder.n_heads) == (512, 8, 4)
         assert (encoder.d_feedforward, encoder.activation, encoder.norm) == (1024, "relu", "post")
         assert (encoder.dropout, encoder.positions, encoder.time_embedding) == (0.1, "learned", 32)
+    tree = hfilter.TreeModel(hfilter.Grammar.published(6, 1.0, 0, 4), depth=3)
+    assert Encoder(preset("denoise-fast", tree)[0]).n_parameters() == 103_878
 
 
 # --- evaluate --------------------------------------------------------------------------------

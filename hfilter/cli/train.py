@@ -42,8 +42,8 @@ examples:
   hfilter train --preset mlm-fast --targets labels --out from-labels
   hfilter train --preset causal-fast --optimiser adamw --checkpoint-at 100,500 --out causal
 two denoisers, each of 200 sequences of its own, disjoint blocks of one stream:
-  hfilter train --preset denoise-fast --vocab-size 8 --rules-per-symbol 3 --depth 3 --out block0
-  hfilter train --preset denoise-fast --vocab-size 8 --rules-per-symbol 3 --depth 3 --seed 1 \
+  hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --out block0
+  hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --seed 1 \
     --data-seed 0 --data-start 200 --out block1
 several processes as one, with the same losses:
   torchrun --nproc-per-node 2 -m hfilter train --preset mlm-published --device cuda --out big

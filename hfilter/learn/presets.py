@@ -197,11 +197,10 @@ def _denoise_fast(model: TreeModel) -> Settings:
         steps=steps,
         batch_size=64,
         train_size=200,
-        lr=3e-3,
-        betas=(0.9, 0.99),
+        lr=2e-3,
         schedule="inverse-root",
         warmup=100,
-        cooldown=3000,
+        cooldown=1000,
         clip=1.0,
         average=0.1,  # without it the noise of the last steps hides where curves have their minimum
         held_out="content",
