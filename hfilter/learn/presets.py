@@ -197,10 +197,11 @@ def _denoise_fast(model: TreeModel) -> Settings:
         steps=steps,
         batch_size=64,
         train_size=200,
-        lr=2e-3,
+        lr=3e-3,
+        betas=(0.9, 0.99),
         schedule="inverse-root",
         warmup=100,
-        cooldown=1000,
+        cooldown=3000,
         clip=1.0,
         average=0.1,  # without it the noise of the last steps hides where curves have their minimum
         held_out="content",
