@@ -5,6 +5,8 @@ Time t is an integer from 1 to T; t = 0 is the clean data. A denoiser is a funct
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .denoisers import Denoiser, ExactDenoiser, MarginalPrior, TokenPrior
 from .density import log_density, score
 from .empirical import StoredRows, empirical_posterior
@@ -14,6 +16,9 @@ from .reverse import Reverse, exact_end, generate, reverse
 from .susceptibility import Susceptibility, susceptibility, susceptibility_of
 from .trees import TreeOverlap, mean_field, parse, tree_overlap
 from .uturn import UTurn, random_leaves, u_turn
+
+if TYPE_CHECKING:
+    from .learned import LearnedDenoiser as LearnedDenoiser
 
 __all__ = [
     "Denoiser",
@@ -42,3 +47,11 @@ __all__ = [
     "tree_overlap",
     "u_turn",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LearnedDenoiser":  # the one name here that needs torch
+        from .learned import LearnedDenoiser
+
+        return LearnedDenoiser
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
