@@ -1,10 +1,12 @@
 // The posterior of stored rows: a lane is a question, and every stored row is weighed for all lanes.
 //
-// Positions are cut into groups, and each group's strings that occur are numbered (hfilter/diffusion/stored.py): a row
-// is a few numbers. The fields of a string are summed once per question, a row's logarithm is the sum of a few looked
-// up, and its weight is added to as few places; strings are taken apart into symbols at the end. Rows that share their
-// first groups, the head, follow each other in a run: the head is summed once for them, and a run that no lane can need
-// is passed over.
+// Positions are cut into groups, and each group's strings that occur are numbered (hfilter/diffusion/strings.py): a row
+// is a few numbers. Rows that share their first groups, the head, follow each other in a run.
+//
+// Where some row is not much worse than the best strings put together, its weight is the product of its strings'
+// weights, relative to the best string of each group: one or two products a row and no exponential. Lanes where this
+// leaves too little (evidence far from every row) are done again in logarithms, relative to the best row. Which way a
+// lane goes depends on that lane alone.
 #pragma once
 
 #include "hfilter.h"
@@ -59,6 +61,20 @@ template <class P> HF_INLINE typename P::V weight_of(typename P::V x) {
     }
 }
 
+// Lets this thread take subnormal results for zero, as long as it lives.
+class FlushSubnormals {
+#if defined(__SSE2__)
+  public:
+    FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(saved_); }
+    FlushSubnormals(const FlushSubnormals&) = delete;
+    FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+  private:
+    unsigned saved_;
+#endif
+};
+
 // A block of questions, one in each lane.
 template <class P> struct Empirical {
     using V = typename P::V;
@@ -66,6 +82,9 @@ template <class P> struct Empirical {
     using T = typename P::Scalar;
     using D = typename LaneType<double, P::lanes>::type;
     static constexpr int N = P::lanes;
+    // A sum of products that is no smaller has its largest ones far above what is flushed to zero: 47 or 400 nats.
+    static constexpr T kEnough = sizeof(T) == 4 ? T(4e-18) : T(1e-130);
+    static constexpr T kPrecise = -32; // sums of fields that are larger have lost digits
     const hf_empirical_args& args;
     // A string: its fields' sum, and the weight of the rows that have it. What fetches one fetches the other.
     struct Cell {
@@ -73,29 +92,43 @@ template <class P> struct Empirical {
     };
     V* fields;
     Cell* cells;
+    uint8_t* there; // whether a symbol occurs at a position
     V tail_best[2];
-    int64_t row[N];                // of the arguments
-    double reference[N], shift[N]; // shift: what the logarithms of weights are relative to
-    bool possible[N], settled[N];
+    int64_t row[N];  // of the arguments
+    double shift[N]; // shift: what the logarithms of weights are relative to
+    bool possible[N], settled[N], fast[N];
+
+    Empirical(const hf_empirical_args& asked, V* own_fields, V* own_cells, uint8_t* symbols_there)
+        : args(asked), fields(own_fields), cells(reinterpret_cast<Cell*>(own_cells)), there(symbols_there) {
+        for (int64_t p = 0; p < args.length * args.vocab_size; ++p) there[p] = 0;
+        for (int32_t g = 0; g < args.n_groups; ++g)
+            for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e)
+                for (int64_t j = args.first_position[g]; j < args.first_position[g + 1]; ++j)
+                    there[j * args.vocab_size + symbol(e, j - args.first_position[g])] = 1;
+    }
 
     double field(int64_t i, int64_t j, int64_t b) const {
         const int64_t at = (i * args.length + j) * args.vocab_size + b;
         return args.field_bytes == 4 ? static_cast<double>(static_cast<const float*>(args.log_fields)[at])
                                      : static_cast<const double*>(args.log_fields)[at];
     }
+    bool occurs(int64_t j, int64_t b) const { return there[j * args.vocab_size + b] != 0; }
     int64_t symbol(int64_t string, int64_t p) const { return args.symbols[string * args.width + p]; }
 
-    // Sums of every string, from fields in the order of positions; `offset` comes into the first group.
-    void add_up(T offset) {
+    // Sums of every string, from fields in the order of positions; `offset` comes into the first group. Large fields
+    // may cancel: in double precision they do so without a loss.
+    template <class Wide> void add_up(T offset) {
         for (int32_t g = 0; g < args.n_groups; ++g) {
             const int64_t first = args.first_position[g], n = args.first_position[g + 1] - first;
             for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) {
-                V total = fields[first * args.vocab_size + symbol(e, 0)];
-                for (int64_t p = 1; p < n; ++p) total = total + fields[(first + p) * args.vocab_size + symbol(e, p)];
-                cells[e].sum = g == 0 ? total + offset : total;
+                Wide total = Wide{} + (g == 0 ? offset : T(0));
+                for (int64_t p = 0; p < n; ++p)
+                    total = total + convert_lanes<Wide, N>(fields[(first + p) * args.vocab_size + symbol(e, p)]);
+                cells[e].sum = convert_lanes<V, N>(total);
             }
         }
     }
+
     // Adding up is monotonic, so what the best strings of the tail give bounds what any of them does.
     void bound_tail() {
         for (int32_t t = 0; t < 2; ++t) tail_best[t] = V{};
@@ -160,7 +193,9 @@ template <class P> struct Empirical {
         return all;
     }
     template <int Tail> void weigh() {
-        for (int64_t e = 0; e < args.n_strings; ++e) cells[e].weight = V{};
+        for (int l = 0; l < N; ++l)
+            if (!fast[l])
+                for (int64_t e = 0; e < args.n_strings; ++e) cells[e].weight[l] = 0;
         bound_tail();
         const V low = V{} + Format<T>::exp_lowest;
         for (int64_t r = 0; r < args.n_runs; ++r) {
@@ -183,29 +218,79 @@ template <class P> struct Empirical {
             for (int32_t g = 0; g < args.n_head; ++g) cells[own[g]].weight = cells[own[g]].weight + all;
         }
     }
+    // Products of the strings' weights; whether every lane has enough of them, and they are precise.
+    template <int Tail> bool multiply() {
+        const FlushSubnormals flush; // what is so small no longer counts, and is slow
+        V worst{};
+        for (int32_t g = 0; g < args.n_groups; ++g) {
+            V best = V{} + T(-HUGE_VAL);
+            for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e) best = larger(cells[e].sum, best);
+            best = best > T(-HUGE_VAL) ? best : V{};
+            for (int64_t e = args.first_string[g]; e < args.first_string[g + 1]; ++e)
+                cells[e] = {weight_of<P>(cells[e].sum - best), V{}};
+            for (int l = 0; l < N; ++l) shift[l] += static_cast<double>(best[l]);
+            worst = smaller(worst, best);
+        }
+        V mass{};
+        for (int64_t r = 0; r < args.n_runs; ++r) {
+            const int64_t begin = args.runs[r], end = args.runs[r + 1];
+            const int32_t* strings = args.strings + begin * args.n_groups;
+            const int32_t* const own = strings;
+            V head = V{} + T(1);
+            for (int32_t g = 0; g < args.n_head; ++g) head = head * cells[own[g]].sum;
+            if (!any_above(head, V{})) continue;
+            V all{};
+            for (int64_t m = begin; m < end; ++m, strings += args.n_groups) {
+                V w = head;
+                for (int t = 0; t < Tail; ++t) w = w * cells[strings[args.n_head + t]].sum;
+                all = all + w;
+                for (int t = 0; t < Tail; ++t) {
+                    V& sum = cells[strings[args.n_head + t]].weight;
+                    sum = sum + w;
+                }
+            }
+            mass = mass + all;
+            for (int32_t g = 0; g < args.n_head; ++g) cells[own[g]].weight = cells[own[g]].weight + all;
+        }
+        bool every = true;
+        for (int l = 0; l < N; ++l) {
+            fast[l] = possible[l] = settled[l] = mass[l] > kEnough && worst[l] > kPrecise;
+            every &= fast[l];
+        }
+        return every;
+    }
+
     template <int Tail> void run() {
         for (int l = 0; l < N; ++l) {
-            settled[l] = false;
+            shift[l] = 0;
             for (int64_t j = 0; j < args.length; ++j) {
-                double high = -HUGE_VAL;
+                double high = -HUGE_VAL; // of the symbols that some row has there
                 for (int64_t b = 0; b < args.vocab_size; ++b)
-                    high = field(row[l], j, b) > high ? field(row[l], j, b) : high;
+                    if (occurs(j, b) && field(row[l], j, b) > high) high = field(row[l], j, b);
+                const bool any = high > -HUGE_VAL;
+                if (any) shift[l] += high;
                 for (int64_t b = 0; b < args.vocab_size; ++b)
                     fields[j * args.vocab_size + b][l] =
-                        high > -HUGE_VAL ? static_cast<T>(field(row[l], j, b) - high) : T(-HUGE_VAL);
+                        any ? static_cast<T>(field(row[l], j, b) - high) : T(-HUGE_VAL);
             }
         }
+        add_up<V>(T(0));
+        if (multiply<Tail>()) return;
         // Relative to the best row, sums are small where they count. A best row that is far below its best fields was
         // found in sums too large to tell it from others: it is looked for again, relative to the one found.
         V best;
         I where;
         for (int round = 0; round < 4; ++round) {
-            add_up(T(0));
+            add_up<D>(T(0));
             find_best<Tail>(best, where);
             if (centre_on(best, where)) break;
         }
-        add_up(T(-1)); // room for what rounding has left above the best
+        for (int l = 0; l < N; ++l) // what is there already stays
+            for (int64_t p = 0; fast[l] && p < args.length * args.vocab_size; ++p) fields[p][l] = T(-HUGE_VAL);
+        add_up<D>(T(-1)); // room for what rounding has left above the best
         weigh<Tail>();
+        for (int l = 0; l < N; ++l)
+            if (!fast[l] && possible[l]) shift[l] += 1;
     }
     // Marginals and masses of the first `count` lanes: strings taken apart, in double precision.
     void answer(int count, D* totals) const {
@@ -228,7 +313,7 @@ template <class P> struct Empirical {
                 }
                 if (g > 0) continue;
                 args.mass[row[l]] = possible[l] ? mass[l] : 0;
-                args.shift[row[l]] = possible[l] ? shift[l] + 1 : 0;
+                args.shift[row[l]] = possible[l] ? shift[l] : 0;
             }
         }
     }
@@ -236,7 +321,8 @@ template <class P> struct Empirical {
 
 template <class P> size_t empirical_bytes(const hf_empirical_args& args) {
     using D = typename LaneType<double, P::lanes>::type;
-    return EmpiricalLayout<P>(args).bytes + static_cast<size_t>(args.width * args.vocab_size + 1) * sizeof(D);
+    return EmpiricalLayout<P>(args).bytes + static_cast<size_t>(args.width * args.vocab_size + 1) * sizeof(D) +
+           static_cast<size_t>(args.length * args.vocab_size);
 }
 
 template <class P> void empirical_rows(const hf_empirical_args& args, int64_t begin, int64_t end, void* scratch) {
@@ -244,18 +330,11 @@ template <class P> void empirical_rows(const hf_empirical_args& args, int64_t be
     using D = typename Empirical<P>::D;
     const EmpiricalLayout<P> layout(args);
     V* const at = static_cast<V*>(scratch);
-    Empirical<P> block{args,
-                       at + layout.fields,
-                       reinterpret_cast<typename Empirical<P>::Cell*>(at + layout.strings),
-                       {},
-                       {},
-                       {},
-                       {},
-                       {},
-                       {}};
     // Scratch begins with a cache line, which is half of the widest pack.
     const uintptr_t end_of_packs = reinterpret_cast<uintptr_t>(scratch) + layout.bytes;
     D* const totals = reinterpret_cast<D*>((end_of_packs + sizeof(D) - 1) / sizeof(D) * sizeof(D));
+    uint8_t* const there = reinterpret_cast<uint8_t*>(totals + args.width * args.vocab_size);
+    Empirical<P> block(args, at + layout.fields, at + layout.strings, there);
     for (int64_t first = begin; first < end; first += P::lanes) {
         const int count = end - first < P::lanes ? static_cast<int>(end - first) : P::lanes;
         for (int l = 0; l < P::lanes; ++l) block.row[l] = first + (l < count ? l : 0);

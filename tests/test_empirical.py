@@ -91,6 +91,38 @@ def test_far_from_every_row(backend: str) -> None:
     assert np.abs(got - wanted).max() < 1e-6
 
 
+def test_strings_at_odds_with_themselves(backend: str) -> None:
+    """Each symbol is likely where no row has it with its neighbour: the sums of a string's fields have lost digits."""
+    rows = np.repeat([[0], [1]], 4, axis=1)
+    fields = np.zeros((30, 4, 2), np.float32)
+    steps = np.arange(30) / 512  # what float32 holds at 20 000, but not at 40 000
+    fields[:, 0, 1] = fields[:, 1, 1] = -20000
+    fields[:, 2, 0] = fields[:, 3, 0] = -20000
+    fields[:, 0, 1] += steps
+    fields[:, 2, 0] += 5 * steps
+    wanted, evidence = judge(fields, rows)
+    got, log_evidence = empirical_posterior(fields, StoredRows(rows, 2), backend=backend)
+    assert np.abs(got - wanted).max() < 1e-6
+    assert np.abs(log_evidence - evidence).max() < 1e-6
+
+
+def test_halves_of_two_rows(backend: str, rng: np.random.Generator) -> None:
+    """One row fits the first half and another the second: each is 80 nats and more below the two halves together."""
+    rows = rng.integers(0, 8, (3000, 12))
+    fields = np.full((17, 12, 8), -200, np.float32)
+    below = np.linspace(60, 100, 17)
+    for j in range(12):
+        first = j < 6
+        fields[:, j, rows[5, j]] = 0 if first else -below / 6
+        if rows[6, j] != rows[5, j]:
+            fields[:, j, rows[6, j]] = (-below - 8) / 6 if first else 0
+    wanted, evidence = judge(fields, rows)
+    assert 1e-5 < wanted[0].min(axis=1, where=wanted[0] > 1e-9, initial=1).min() < 1e-2
+    got, log_evidence = empirical_posterior(fields, StoredRows(rows, 8), backend=backend)
+    assert np.abs(got - wanted).max() < 1e-5
+    assert np.abs(log_evidence - evidence).max() < 1e-4
+
+
 def test_so_far_that_the_best_row_is_not_seen_at_first(
     backend: str, rng: np.random.Generator
 ) -> None:
