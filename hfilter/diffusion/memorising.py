@@ -12,7 +12,7 @@ from hfilter.noising import Channel, gaussian
 
 from .denoisers import Denoiser
 from .empirical import StoredRows, empirical_posterior
-from .values import Array, by_strength, check_rows, double, double_state, host_of, log
+from .values import Array, by_strength, check_rows, double, double_state, host_of, log, of_type
 
 __all__ = ["EmpiricalDenoiser"]
 
@@ -32,7 +32,7 @@ class EmpiricalDenoiser(Denoiser):
     vocab_size : int
     channel : hfilter.noising.Channel
     dtype : "float32" or "float64"
-        Of the answer, and of the sums behind it.
+        Of the answer, and of the sums behind it where fields are weak enough for single precision.
 
     Attributes
     ----------
@@ -64,9 +64,11 @@ class EmpiricalDenoiser(Denoiser):
 
     def answer(self, x_t: Any, t: Any, *, num_threads: int | None = None) -> Any:
         def ask(fields: Any) -> Any:
-            return empirical_posterior(
-                fields, self._stored, dtype=self.dtype, num_threads=num_threads
-            )[0]
+            # Rows nearly tied differ by what is left of large fields: sums of those in float32 would err by 1e-4.
+            strong = self.channel.continuous and str(fields.dtype).endswith("float64")
+            dtype = "float64" if strong else self.dtype
+            law, _ = empirical_posterior(fields, self._stored, dtype=dtype, num_threads=num_threads)
+            return of_type(law, self.dtype)
 
         return by_strength(self.channel, self.vocab_size, x_t, t, self.dtype, ask)
 

@@ -41,8 +41,8 @@ def _chosen(steps: list[int], count: int) -> list[int]:
 
 def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[str, Table]:
     all_of = Blocks(trained)
-    n = options.pick(24, 600, 50_000)
-    turned = options.pick(16, 300, 10_000)
+    n = options.pick(24, 400, 50_000)
+    turned = options.pick(16, 200, 10_000)
     steps = _chosen(all_of.steps, options.pick(2, 5, 25))
     turns = [t for t in _TURNS if t < all_of.channel.n_steps]
     exact = ExactDenoiser(all_of.model, all_of.channel)
