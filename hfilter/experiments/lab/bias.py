@@ -147,13 +147,16 @@ def _onset_curves(tables: Tables) -> dict[str, np.ndarray]:
 def _window(tables: Tables) -> int:
     """Where to look for the turn of the split divergence: from the peak of its largest fall before D_0's minimum.
 
-    Untrained networks agree, so that the curve begins near zero, climbs while coarse levels are learnt, and
-    only then falls: its lowest value may be its first.
+    Networks that have not begun to learn agree: the curve has its lowest values there, climbs to a peak while
+    single leaves and their neighbours are learnt, and only then falls.
     """
     curve = np.log(np.maximum(over_pairs(_split(tables)), 1e-12))
     end = int(_curves(tables["main"], "divergence").mean(axis=0).argmin()) + 1
-    falls = [curve[i] - curve[i:end].min() for i in range(end)]
-    return min(int(np.argmax(falls)), len(curve) - 3)
+    inner = range(1, min(end, len(curve) - 3))
+    falls = {
+        i: curve[i] - curve[i:end].min() for i in inner if curve[i - 1] < curve[i] >= curve[i + 1]
+    }
+    return max(falls, key=falls.__getitem__, default=0)
 
 
 def over_pairs(matrix: np.ndarray) -> np.ndarray:
@@ -228,11 +231,11 @@ def _along_time(
 def _draw(tables: Tables) -> Figure:
     main = tables["main"]
     steps = np.array(main.values("step"))
-    figure = Figure(figsize=(7.6, 5.2))
+    figure = Figure(figsize=(7.8, 5.2))
     grid = figure.subplots(2, 3).ravel()
     ladder, onsets, losses, excess, memory, along = grid
     for axes in grid[:-1]:
-        log_steps(axes, steps)
+        log_steps(axes, steps[_shown(steps)])
     _draw_ladder(ladder, tables, steps)
     _draw_onsets(onsets, tables, steps)
     for inputs, colour, name in (
@@ -256,10 +259,16 @@ def _draw(tables: Tables) -> Figure:
     return figure
 
 
+def _shown(steps: np.ndarray) -> np.ndarray:
+    """The last three decades of steps: before, nothing is learnt."""
+    late: np.ndarray = steps >= steps[-1] / 1000
+    return late
+
+
 def _line(axes: Axes, steps: np.ndarray, curves: np.ndarray, **style: Any) -> None:
-    spreads = [over_models(curves[:, i]) for i in range(len(steps))]
+    spreads = [over_models(curves[..., i]) for i in np.flatnonzero(_shown(steps))]
     mean, error = (np.array([getattr(s, name) for s in spreads]) for name in ("mean", "error"))
-    band(axes, steps, mean, error, linewidth=1.4, **style)
+    band(axes, steps[_shown(steps)], mean, error, linewidth=1.4, **style)
 
 
 def _draw_ladder(axes: Axes, tables: Tables, steps: np.ndarray) -> None:
@@ -269,7 +278,7 @@ def _draw_ladder(axes: Axes, tables: Tables, steps: np.ndarray) -> None:
     for k, (_, values) in enumerate(curves.items()):
         style = rung_style(k, len(curves)) | {"marker": ""}
         mean = values.mean(axis=0)
-        axes.plot(steps, mean, **style)
+        axes.plot(steps[_shown(steps)], mean[_shown(steps)], **style)
         axes.plot(steps[mean.argmin()], mean.min(), "o", color=style["color"], markersize=4)
         ends[f"k = {k}"] = (float(mean[-1]), style["color"])
     name_ends(axes, ends)
@@ -277,11 +286,7 @@ def _draw_ladder(axes: Axes, tables: Tables, steps: np.ndarray) -> None:
 
 def _draw_onsets(axes: Axes, tables: Tables, steps: np.ndarray) -> None:
     log_values(axes, "nats per sequence")
-    split = _split(tables)
-    m = len(split)
-    spreads = [over_models(split[:, :, i]) for i in range(len(steps))]
-    mean, error = (np.array([getattr(s, name) for s in spreads]) for name in ("mean", "error"))
-    band(axes, steps, mean, error, color=_SPLIT, label="split divergence" if m else "")
+    _line(axes, steps, _split(tables), color=_SPLIT, label="split divergence")
     _line(axes, steps, _curves(tables["main"], "divergence"), color=_D0, label=r"$D_0$")
     _mark(tables, axes)
     axes.legend(loc="upper right")
@@ -322,9 +327,10 @@ def _draw_along(axes: Axes, tables: Tables) -> None:
         shade = 0.75 - 0.75 * i / max(1, len(marks) - 1)
         axes.plot(x / n_steps, y, color=str(shade), linewidth=1.4, label=f"step {step}")
     top = max(table.column("value", who=levels[-1])) if levels else 1.0
-    axes.set_ylim(1e-3 * top, 2 * top)
+    axes.set_ylim(1e-3 * top, 12 * top)
+    axes.set_xlim(0, 1)
     axes.set_xlabel("t / T")
-    axes.legend(loc="upper right", fontsize=6.5)
+    axes.legend(loc="upper right", fontsize=6.5, ncols=2, columnspacing=1.0, handlelength=1.4)
 
 
 # ----------------------------------------------------------------------------------- what it says
