@@ -160,6 +160,18 @@ class DiscreteChannel(Channel):
             )
         return tokens, send, q
 
+    def _reverse(self, x_t: Any, t: Any, law: Any) -> tuple[Any, int, Any]:
+        """The arguments of `reverse_law`, checked: the law, the time, and what `_tokens` gives."""
+        clean, _ = host(law, "law")
+        shape, _ = described("x_t", x_t)
+        if clean.ndim != 3 or clean.shape[:2] != shape:
+            wanted = ", ".join(str(i) for i in shape)
+            raise ShapeError(f"law must have shape ({wanted}, q) for this x_t, got {clean.shape}")
+        time = check_times(t, self.n_steps)
+        if not isinstance(time, int):
+            raise DTypeError("t must be one integer, the same for all rows")
+        return clean, time, self._tokens(x_t, clean.shape[2])
+
     def as_dict(self) -> dict[str, Any]:
         return {"channel": self._name, "survival": self.survival.tolist()}
 
@@ -197,10 +209,10 @@ class MaskingChannel(DiscreteChannel):
         return send(np.where(hidden | (tokens[..., None] == np.arange(q)), 0.0, -np.inf))
 
     def reverse_law(self, x_t: Any, t: int, law: Any) -> Any:
-        clean, (tokens, send, q) = host(law, "law")[0], self._tokens(x_t, np.shape(law)[-1])
-        time = check_times(t, self.n_steps)
+        clean, time, (tokens, send, q) = self._reverse(x_t, t, law)
         now, before = self.survival[time], self.survival[time - 1]
-        shown = (before - now) / (1.0 - now)
+        # While nothing can have been hidden, nothing is shown.
+        shown = (before - now) / (1.0 - now) if now < 1.0 else 0.0
         out = np.zeros((*tokens.shape, q + 1))
         hidden = tokens == q
         out[..., :q] = np.where(hidden[..., None], shown * clean, tokens[..., None] == np.arange(q))
@@ -248,8 +260,7 @@ class UniformChannel(DiscreteChannel):
         return send(np.where(tokens[..., None] == np.arange(q), here, other))
 
     def reverse_law(self, x_t: Any, t: int, law: Any) -> Any:
-        clean, (tokens, send, q) = host(law, "law")[0], self._tokens(x_t, np.shape(law)[-1])
-        time = check_times(t, self.n_steps)
+        clean, time, (tokens, send, q) = self._reverse(x_t, t, law)
         now, before = self.survival[time], self.survival[time - 1]
         step = now / before if before > 0.0 else 0.0
         seen = tokens[..., None] == np.arange(q)
