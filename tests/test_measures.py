@@ -294,7 +294,7 @@ def test_coupled_samples() -> None:
         (ShapeError, "own must have shape", lambda: neighbour_divergence(TRAIN, FRESH, TRAIN[0])),
         (ShapeError, "second must have the shape", lambda: mutual_distance(TRAIN, TRAIN[:5])),
         (ArgumentError, "or neither", lambda: mutual_distance(TRAIN, TRAIN, TRAIN)),
-        (ArgumentError, "denoisers is empty", lambda: coupled_samples([], 5, seed=0)),
+        (ArgumentError, "denoisers must be at least 1", lambda: coupled_samples([], 5, seed=0)),
         (
             DTypeError, "memory must be a denoiser",
             lambda: memory_coordinate(EXACT, EXACT, None, FRESH, 5),

@@ -51,6 +51,7 @@ def block(model: TreeModel, n: int, index: int, seed: int = 0) -> NDArray[Any]:
     >>> bool((block(model, 100, 1, seed=7) == both[100:]).all())
     True
     """
+    check_model(model)
     n, index = check_int("n", n, 1), check_int("index", index, 0)
     if n * (index + 1) > HELD_OUT_START:
         raise ArgumentError(
@@ -100,6 +101,7 @@ def held_out(model: TreeModel, n: int, seed: int = 0, excluding: Any = None) -> 
     >>> [round(share, 2) for share in shares]
     [0.71, 0.0]
     """
+    check_model(model)
     n, seed = check_int("n", n, 1), check_seed("seed", seed)
     if excluding is None:
         return np.asarray(model.sample(n, seed=seed, start=HELD_OUT_START).leaves)
@@ -182,6 +184,7 @@ def duplicates(rows: Any, others: Any, model: TreeModel | None = None) -> Duplic
     n_found, distinct = int(np.isin(mine, theirs).sum()), len(np.unique(mine))
     expected = error = np.nan
     if model is not None:
+        check_model(model)
         log_p = np.asarray(model.log_prob(np.asarray(rows), dtype="float64"), dtype=np.float64)
         with np.errstate(divide="ignore"):
             chance = -np.expm1(len(theirs) * np.log1p(-np.exp(log_p)))
@@ -191,6 +194,11 @@ def duplicates(rows: Any, others: Any, model: TreeModel | None = None) -> Duplic
         len(mine), len(theirs), distinct, 1.0 - distinct / len(mine), n_found, n_found / len(mine),
         expected, error,
     )  # fmt: skip
+
+
+def check_model(model: Any) -> None:
+    if not (hasattr(model, "sample") and hasattr(model, "n_leaves")):
+        raise DTypeError(f"model must be a hfilter.TreeModel, got {type(model).__name__}")
 
 
 def _keys(name: str, rows: Any, n_leaves: int | None = None) -> NDArray[Any]:

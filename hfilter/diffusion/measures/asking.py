@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from hfilter.checks import check_int
 from hfilter.diffusion.denoisers import ExactDenoiser
 from hfilter.errors import ArgumentError, DTypeError, ShapeError
+from hfilter.noising import Channel, GaussianChannel
+from hfilter.noising.discrete import DiscreteChannel
 
 if TYPE_CHECKING:
     from hfilter.exact import TreeModel
@@ -63,6 +65,7 @@ class Questions:
         start: int,
     ) -> None:
         n_leaves, q = sizes
+        check_channel("channel", channel)
         self.channel, self.vocab_size = channel, q
         self.leaves = check_leaves("leaves", leaves, n_leaves, q)
         if not len(self.leaves):
@@ -105,15 +108,54 @@ def check_denoisers(**denoisers: Any) -> tuple[int, int]:
                 f"{name} answers for {mine[0]} leaves of {mine[1]} symbols and {mine[2]} time steps, "
                 f"{first_name} for {wanted[0]}, {wanted[1]} and {wanted[2]}; they must agree"
             )
+        if not same_noise(one.channel, first.channel):
+            raise ArgumentError(
+                f"{name} takes other noise away than {first_name}, {one.channel!r} and {first.channel!r}; "
+                "a time t must mean the same to all of them"
+            )
     return int(first.n_leaves), int(first.vocab_size)
 
 
-def check_model(model: TreeModel, sizes: tuple[int, int]) -> None:
+def check_channel(name: str, channel: Any, of: Any = None) -> None:
+    """A channel; and the same noise as that of a denoiser, which reads t by its own."""
+    if not isinstance(channel, Channel):
+        raise DTypeError(
+            f"{name} must be a channel of hfilter.noising, got {type(channel).__name__}; a Schedule "
+            "becomes one by GaussianChannel(schedule)"
+        )
+    if of is not None and not same_noise(channel, of):
+        raise ArgumentError(
+            f"{name} must be the noise that the denoiser takes away, {of!r}, got {channel!r}; leave it "
+            "out, or give the denoiser this channel"
+        )
+
+
+def same_noise(first: Any, second: Any) -> bool:
+    """Whether two channels do the same at every time, whatever their schedules are called."""
+    if first is second:
+        return True
+    if isinstance(first, GaussianChannel) and isinstance(second, GaussianChannel):
+        return first.schedule == second.schedule
+    if isinstance(first, DiscreteChannel) and isinstance(second, DiscreteChannel):
+        return type(first) is type(second) and np.array_equal(first.survival, second.survival)
+    return type(first) is type(second)
+
+
+def check_several(denoisers: Any, least: int) -> dict[str, Asked]:
+    """Denoisers of a sequence by the names that errors call them."""
+    if not isinstance(denoisers, (list, tuple)):
+        raise DTypeError(f"denoisers must be a list of denoisers, got {type(denoisers).__name__}")
+    if len(denoisers) < least:
+        raise ArgumentError(f"denoisers must be at least {least}, got {len(denoisers)}")
+    return {f"denoisers[{i}]": one for i, one in enumerate(denoisers)}
+
+
+def check_model(model: TreeModel, sizes: tuple[int, int] | None) -> None:
     """The model whose posteriors are asked for must be of the denoiser's sizes."""
     if not hasattr(model, "filtered"):
         raise DTypeError(f"model must be a TreeModel, got {type(model).__name__}")
     mine = (model.n_leaves, model.vocab_size)
-    if mine != sizes:
+    if sizes is not None and mine != sizes:
         raise ArgumentError(
             f"model has {mine[0]} leaves of {mine[1]} symbols, the denoiser {sizes[0]} of {sizes[1]}; "
             "give the model that its data come from"
@@ -238,10 +280,12 @@ def exact_log_laws(
     return found
 
 
-def check_filter_levels(model: TreeModel, wanted: Sequence[int] | None) -> tuple[int, ...]:
+def check_filter_levels(model: TreeModel, wanted: Any) -> tuple[int, ...]:
     """Filter levels to compare with; all by default."""
     if wanted is None:
         return tuple(range(model.depth + 1))
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
+        raise DTypeError(f"filter_levels must be a sequence of integers, got {wanted!r}")
     return tuple(check_int("filter_levels", k, 0, model.depth) for k in wanted)
 
 

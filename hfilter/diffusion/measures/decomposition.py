@@ -10,6 +10,7 @@ import numpy as np
 from .asking import (
     Asked,
     Questions,
+    check_channel,
     check_denoisers,
     check_model,
     cross_entropy_per_sequence,
@@ -125,7 +126,9 @@ def loss_decomposition(
     """
     sizes = check_denoisers(denoiser=denoiser)
     check_model(model, sizes)
-    ask = Questions(channel or denoiser.channel, leaves, t, sizes, seed=seed, start=start)
+    if channel is not None:
+        check_channel("channel", channel, denoiser.channel)
+    ask = Questions(denoiser.channel, leaves, t, sizes, seed=seed, start=start)
     values = np.empty((6, len(ask.leaves)))
     for part, rows, x_t, times in ask:
         theirs = log_laws("denoiser", denoiser, x_t, times)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfilter.errors import ArgumentError
+from hfilter.errors import ArgumentError, DTypeError
 
 from .asking import (
     Asked,
     Floats,
     Questions,
+    check_channel,
     check_denoisers,
     check_filter_levels,
     check_model,
+    check_several,
     check_times,
     cross_entropy_per_sequence,
     exact_log_laws,
@@ -127,7 +129,9 @@ def sequential(
     sizes = check_denoisers(denoiser=denoiser)
     check_model(model, sizes)
     levels = check_filter_levels(model, filter_levels)
-    ask = Questions(channel or denoiser.channel, leaves, t, sizes, seed=seed, start=start)
+    if channel is not None:
+        check_channel("channel", channel, denoiser.channel)
+    ask = Questions(denoiser.channel, leaves, t, sizes, seed=seed, start=start)
     kl = np.empty((len(levels), len(ask.leaves)))
     for part, _, x_t, times in ask:
         theirs = log_laws("denoiser", denoiser, x_t, times)
@@ -244,9 +248,7 @@ def split_matrix(
     >>> split_matrix(ladder, model.sample(100, seed=1).leaves, 30).shape
     (3, 3)
     """
-    if len(denoisers) < 2:
-        raise ArgumentError(f"denoisers must be at least 2, got {len(denoisers)}")
-    named = {f"denoisers[{i}]": one for i, one in enumerate(denoisers)}
+    named = check_several(denoisers, 2)
     sizes = check_denoisers(**named)
     ask = Questions(denoisers[0].channel, leaves, t, sizes, seed=seed, start=start)
     total = np.zeros((len(denoisers), len(denoisers)))
@@ -344,9 +346,15 @@ def along_time(
     >>> found.filtered.shape, bool(found.bayes[0] < found.bayes[1] < found.bayes[2])
     ((3, 3), True)
     """
+    if denoisers is not None and not isinstance(denoisers, Mapping):
+        raise DTypeError(
+            f"denoisers must be a mapping of names to denoisers, got {type(denoisers).__name__}"
+        )
     given = dict(denoisers or {})
-    sizes = check_denoisers(**given) if given else (model.n_leaves, model.vocab_size)
+    sizes = check_denoisers(**given) if given else None
     check_model(model, sizes)
+    sizes = model.n_leaves, model.vocab_size
+    check_channel("channel", channel, next(iter(given.values())).channel if given else None)
     levels = check_filter_levels(model, filter_levels)
     n_steps = channel.n_steps
     steps = np.arange(1, n_steps + 1) if times is None else np.atleast_1d(np.asarray(times))

@@ -12,7 +12,7 @@ from hfilter.checks import check_seed
 from hfilter.diffusion.nearest import nearest
 from hfilter.errors import ArgumentError, ShapeError
 
-from .asking import check_denoisers
+from .asking import check_denoisers, check_several
 from .neighbours import sequences_of
 from .records import plain
 
@@ -106,9 +106,7 @@ def coupled_samples(
     """
     from hfilter.diffusion.reverse import generate
 
-    if not len(denoisers):
-        raise ArgumentError("denoisers is empty; give at least one")
-    check_denoisers(**{f"denoisers[{i}]": one for i, one in enumerate(denoisers)})
+    check_denoisers(**check_several(denoisers, 1))
     seed = check_seed("seed", seed)
     options: dict[str, Any] = {"method": method, "progress": False, "num_threads": num_threads}
     return [

@@ -17,6 +17,7 @@ from .records import plain
 __all__ = ["DistanceDivergence", "Neighbours", "distance_divergence", "neighbour_divergence"]
 
 Floats = NDArray[np.float64]
+_FARTHEST = 2**20  # a histogram has an entry for every distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,6 +313,8 @@ def _distances(name: str, given: Any) -> NDArray[Any]:
         raise DTypeError(f"{name} must be integers (distances), got {array.dtype}")
     if array.ndim != 1 or not len(array):
         raise ShapeError(f"{name} must have shape (n,) with n >= 1, got {array.shape}")
-    if int(array.min()) < 0:
-        raise ArgumentError(f"{name} must be distances, 0 or more, got {array.min()}")
+    if int(array.min()) < 0 or int(array.max()) > _FARTHEST:
+        raise ArgumentError(
+            f"{name} must be distances from 0 to {_FARTHEST}, got values from {array.min()} to {array.max()}"
+        )
     return array

@@ -69,6 +69,8 @@ class Resamples:
         to the mean than it should be. So a mean over pairs is resampled in its linear part: the mean over
         the partners of each model, twice, stretched to what the jackknife gives (Arvesen 1969).
         """
+        if pairs not in (None, "different", "same"):
+            raise ArgumentError(f'pairs must be "different" or "same", got {pairs!r}')
         m, b = len(self.blocks), len(self.counts)
         if pairs is None:
             shape = values.shape[1:]
