@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hfilter.arrays import to_device
 from hfilter.checks import check_float, check_int, check_seed
 from hfilter.errors import ArgumentError, DTypeError
 from hfilter.exact import TreeModel
 from hfilter.noising import Channel, GaussianChannel, gaussian
 from hfilter.noising.discrete import DiscreteChannel, MaskingChannel
+from hfilter.noising.kernels import is_elsewhere, new_tensor
 
 from .chains import Chain, Plan, run
 from .denoisers import Denoiser, ExactDenoiser
@@ -256,6 +258,12 @@ def check_denoiser(denoiser: Any) -> None:
         )
 
 
+def one_or_many(times: Any) -> list[Any]:
+    """Times, unchecked, of which one may stand alone."""
+    alone = not isinstance(times, Iterable) or getattr(times, "ndim", 1) == 0
+    return [times] if alone else list(times)
+
+
 def make_chain(
     denoiser: Denoiser, t: int, seed: int, start: int, n: int, method: str, temperature: float, joint: bool,
     last: str | None, trajectory: Iterable[int] | None,
@@ -277,7 +285,7 @@ def make_chain(
         )
     if last is None:
         last = "argmax" if channel.continuous else "sample"
-    kept = () if trajectory is None else tuple(trajectory)
+    kept = [] if trajectory is None else one_or_many(trajectory)
     times = frozenset(check_int("trajectory", s, 1, t) for s in kept)
     start = check_int("start", start, 0, 2**64 - n)
     steps: list[tuple[float, float, float]] = []
@@ -318,10 +326,9 @@ def place(device: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The device a process runs on (None: the host, in NumPy), and what wraps its results."""
     if device is None:
         return None, lambda x: x
-    import torch
-
-    where = torch.device(device)
-    return (None, torch.from_numpy) if where.type == "cpu" else (where, lambda x: x)
+    if not is_elsewhere(device):
+        return None, to_device(device)
+    return new_tensor((0,), device).device, lambda x: x
 
 
 def finish(found: dict[str, Any], back: Callable[[Any], Any]) -> Reverse:

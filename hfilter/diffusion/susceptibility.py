@@ -124,6 +124,10 @@ def susceptibility(
     clean, _ = host(leaves, "leaves")
     if n < 2 or clean.shape[1] != length:
         raise ShapeError(f"leaves must have shape (n, {length}), n at least 2, got {clean.shape}")
+    if not isinstance(channel, Channel):
+        raise DTypeError(
+            f"channel must be a channel of hfilter.noising, got {type(channel).__name__}"
+        )
     time = check_times(t, channel.n_steps)
     if not isinstance(time, int):
         raise DTypeError("t must be one integer, the same for all rows")
@@ -177,6 +181,9 @@ def susceptibility_of(starts: Any, ends: Any) -> Susceptibility:
     2.0
     """
     a, b = host(starts, "starts")[0], host(ends, "ends")[0]
+    for name, array in (("starts", a), ("ends", b)):
+        if array.dtype.kind not in "iu":
+            raise DTypeError(f"{name} must be integers (tokens), got {array.dtype}")
     if a.ndim != 2 or len(a) < 2:
         raise ShapeError(f"starts must have shape (n, L), n at least 2, got {a.shape}")
     if b.ndim not in (2, 3) or b.shape[0] != a.shape[0] or b.shape[-1] != a.shape[1]:

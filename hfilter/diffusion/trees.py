@@ -37,19 +37,21 @@ class TreeOverlap:
 
     @property
     def overlap(self) -> dict[int, float]:
-        """Mean overlap of each level."""
-        return {d: float(x.mean()) for d, x in self.per_sample.items()}
+        """Mean overlap of each level; NaN without samples."""
+        return {d: float(x.mean()) if len(x) else np.nan for d, x in self.per_sample.items()}
 
     @property
     def error(self) -> dict[int, float]:
-        """Standard error of `overlap` over samples."""
+        """Standard error of `overlap` over samples; NaN for fewer than two."""
         return {
-            d: float(x.std(ddof=1 if len(x) > 1 else 0) / np.sqrt(len(x))) for d, x in self.per_sample.items()
-        }  # fmt: skip
+            d: float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else np.nan
+            for d, x in self.per_sample.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"overlap": self.overlap, "error": self.error, "parsed": float(self.parsed.mean())}
+        parsed = float(self.parsed.mean()) if len(self.parsed) else np.nan
+        return {"overlap": self.overlap, "error": self.error, "parsed": parsed}
 
     def __repr__(self) -> str:
         found = ", ".join(f"level {d}: {o:.3f}" for d, o in self.overlap.items())

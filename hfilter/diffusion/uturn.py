@@ -15,7 +15,7 @@ from hfilter.noising.channels import check_clean, host
 
 from .chains import Plan, run
 from .denoisers import Denoiser
-from .reverse import Method, check_denoiser, make_chain, uniform_tokens
+from .reverse import Method, check_denoiser, make_chain, one_or_many, uniform_tokens
 
 __all__ = ["UTurn", "random_leaves", "u_turn"]
 
@@ -47,11 +47,11 @@ class UTurn:
 
     @property
     def error(self) -> NDArray[np.float64]:
-        """Standard error of `overlap` over samples."""
+        """Standard error of `overlap` over samples; NaN for fewer than two."""
         n = self.per_sample.shape[1]
-        found: NDArray[np.float64] = self.per_sample.std(axis=1, ddof=1 if n > 1 else 0) / np.sqrt(
-            n
-        )
+        if n < 2:
+            return np.full(len(self.times), np.nan)
+        found: NDArray[np.float64] = self.per_sample.std(axis=1, ddof=1) / np.sqrt(n)
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,8 +116,7 @@ def u_turn(
     clean, send = host(leaves, "leaves")
     if clean.shape[1] != denoiser.n_leaves:
         raise ShapeError(f"leaves must have shape (n, {denoiser.n_leaves}), got {clean.shape}")
-    turns = [times] if isinstance(times, (int, np.integer)) else list(times)
-    turns = [check_int("times", t, 1, denoiser.channel.n_steps) for t in turns]
+    turns = [check_int("times", t, 1, denoiser.channel.n_steps) for t in one_or_many(times)]
     if not turns:
         raise ArgumentError("times must hold at least one time to turn at, got none")
     seed = check_seed("seed", seed)

@@ -24,6 +24,9 @@ from .schedule import Schedule, check_times
 __all__ = ["Channel", "GaussianChannel", "check_clean", "described", "host"]
 
 
+_LARGEST = 1e300  # nats, of one field
+
+
 class Channel(ABC):
     """A law of noisy leaves x_t given clean ones x_0, at times t = 1 … T; time 0 is clean.
 
@@ -151,19 +154,28 @@ class GaussianChannel(Channel):
         Raises
         ------
         hfilter.errors.ArgumentError
-            If a field would be larger than 1e300 nats, or than its type holds.
+            If a field would be larger than 1e300 nats, or than its type holds (NumPy's arrays only: a
+            tensor's values are not looked at).
         """
         n = self.check_state(x_t, vocab_size)
         times = check_times(t, self.n_steps, n)
         scale = self.schedule.intensity(times)
-        if isinstance(times, int):
-            return x_t * scale
         if type(x_t).__module__.partition(".")[0] == "torch":
+            if isinstance(times, int):
+                return x_t * scale
             import torch
 
             return x_t * torch.from_numpy(scale).to(x_t)[:, None, None]
         view, wrap = as_numpy("x_t", x_t)
-        return wrap(view * scale.astype(view.dtype)[:, None, None])
+        factor = scale if isinstance(times, int) else scale.astype(view.dtype)[:, None, None]
+        with np.errstate(over="ignore"):
+            fields = view * factor
+        if fields.size and not max(-float(fields.min()), float(fields.max())) <= _LARGEST:
+            raise ArgumentError(
+                f"x_t must be finite and its fields x_t √ᾱ / (1 - ᾱ) numbers of its type, "
+                f"{view.dtype}, got values of x_t from {view.min()} to {view.max()}"
+            )
+        return wrap(fields)
 
     def log_base(self, x_t: Any, t: Any, vocab_size: int | None = None) -> Any:
         n = self.check_state(x_t, vocab_size)

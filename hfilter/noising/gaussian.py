@@ -157,7 +157,8 @@ def integers(
     """
     low = check_int("low", low, -(2**62), 2**62)
     high = check_int("high", high, low + 1, low + 2**32)
-    out = np.empty(check_int("n", n, 0, 2**62), np.int64)
+    n, start = _rows(n, start)
+    out = allocate("the integers", (n,), np.int64, "ask for fewer samples at a time")
     span, half = np.uint64(high - low), np.uint64(32)
     for part, w in _words(seed, purpose, step, _INTEGER, n, start, 1):
         value = (w[1] * span + (w[0] * span >> half)) >> half
@@ -184,7 +185,8 @@ def uniform(
     ((1000, 3), True)
     """
     size = check_int("size", size, 0, 2**33)
-    out = np.empty((check_int("n", n, 0, 2**62), size))
+    n, start = _rows(n, start)
+    out = allocate("the numbers", (n, size), np.float64, "ask for fewer samples at a time")
     blocks = -(-size // 2)
     high, low = np.uint64(5), np.uint64(6)
     for part, w in _words(seed, purpose, step, _UNIFORM, n, start, blocks):
@@ -263,9 +265,13 @@ def _factor(name: str, x: Any, n: int) -> NDArray[np.float32]:
         raise DTypeError(f"{name} must be a number or an array of numbers, got {array.dtype}")
     if array.shape not in ((), (n,)):
         raise ShapeError(f"{name} must be a number or have shape ({n},), got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ArgumentError(f"{name} must be finite, got {array[~np.isfinite(array)].flat[0]}")
-    return np.ascontiguousarray(np.broadcast_to(array.astype(np.float32), (n,)))
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise ArgumentError(
+            f"{name} must be finite in float32, got {array[~np.isfinite(single)].flat[0]}"
+        )
+    return np.ascontiguousarray(np.broadcast_to(single, (n,)))
 
 
 @ieee()

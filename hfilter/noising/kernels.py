@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import to_device
 from ..backend import get_backend
 from ..compiled import _cpu
-from ..errors import KernelError
+from ..errors import ArgumentError, BackendUnavailable, KernelError
 from ..exact.door import runner_for
 from .jitting import compile_loops, over_rows
 from .text import LOOPS, normal_rows
@@ -74,9 +75,20 @@ def is_elsewhere(device: Any) -> bool:
 
 def new_tensor(shape: tuple[int, ...], device: Any) -> Any:
     """An uninitialised float32 tensor on `device`."""
-    import torch
-
-    return torch.empty(shape, dtype=torch.float32, device=device)
+    try:
+        import torch
+    except ImportError:
+        to_device(device)  # says what is missing
+        raise
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(
+            f"device must be None (NumPy) or a torch device such as 'cpu', got {device!r}"
+        ) from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable(f"device = {device!r}: torch finds no GPU here; use 'cpu' or None")
+    return torch.empty(shape, dtype=torch.float32, device=where)
 
 
 def _pieces(n: int, size: int, most: int = _PIECE) -> Iterator[slice]:

@@ -202,7 +202,7 @@ def check_times(t: Any, n_steps: int, n: int | None = None, *, low: int = 1) -> 
     if type(t).__module__.partition(".")[0] == "torch":
         t = t.cpu()
     times, _ = as_numpy("t", t)
-    if times.dtype.kind not in "iu":
+    if times.dtype.kind not in "iu" and times.size:  # an empty list has no type
         raise DTypeError(
             f"t must be an integer or an array of integers from {low} to {n_steps}, got {times.dtype}"
         )
