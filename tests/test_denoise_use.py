@@ -46,6 +46,15 @@ def states(n: int = 7, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=(n, 4, 4)).astype(np.float32)
 
 
+def test_states_that_torch_does_not_take(run: Path) -> None:
+    """Read-only, of the other byte order, of every second row."""
+    denoiser, x = LearnedDenoiser(run), states()
+    x.flags.writeable = False
+    expected = denoiser(x, 9)
+    assert np.array_equal(denoiser(x.astype(">f4"), 9), expected)
+    np.testing.assert_allclose(denoiser(x[::2], 9), expected[::2], atol=1e-6)
+
+
 def test_the_law_is_the_softmax_of_the_network(run: Path) -> None:
     """Arrays and tensors, one time and many, any block of rows; dropout off and then as it was."""
     denoiser = LearnedDenoiser(run)

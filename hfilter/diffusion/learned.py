@@ -46,7 +46,7 @@ class LearnedDenoiser(Denoiser):
     device : str, optional
         Where to put a network that is read from a file; ``"cpu"`` unless given.
     batch_size : int
-        Rows per pass of the network: bounds the memory, and decides nothing else.
+        Rows per pass of the network: bounds the memory, and decides nothing else but the last digit.
     name : str, optional
 
     Raises
@@ -119,7 +119,12 @@ class LearnedDenoiser(Denoiser):
     def _blockwise(self, x_t: Any, t: Any, law: Any, num_threads: int | None) -> Any:
         """The law of every leaf, in blocks of rows, where x_t lies."""
         here = isinstance(x_t, np.ndarray)
-        x = torch.from_numpy(np.ascontiguousarray(x_t)) if here else x_t
+        # torch takes arrays of this machine's byte order that may be written to.
+        x = (
+            torch.from_numpy(np.require(x_t, x_t.dtype.newbyteorder("="), ["C", "W"]))
+            if here
+            else x_t
+        )
         x = x.clamp(-_LARGEST, _LARGEST)
         times = torch.as_tensor(np.broadcast_to(t, (len(x),)).astype(np.int64))
         device = self.network.time.weight.device
