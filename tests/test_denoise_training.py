@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 
 from hfilter.learn.data import FreshBatches  # noqa: E402
 from hfilter.learn.denoising import held_out_of  # noqa: E402
-from hfilter.learn.encoder import EncoderConfig  # noqa: E402
+from hfilter.learn.encoder import Encoder, EncoderConfig  # noqa: E402
 from hfilter.learn.noise import Noise  # noqa: E402
 from hfilter.learn.tasks import HeldOut  # noqa: E402
 from hfilter.learn.train import TrainConfig, load_encoder, read_log, train  # noqa: E402

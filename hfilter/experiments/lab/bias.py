@@ -195,7 +195,7 @@ def _along_time(
         where = tables["onsets"].column("step", curve=curve)
         if where and np.isfinite(where[0]):
             marks[name] = int(steps[np.abs(np.log(steps / where[0])).argmin()])
-    marks["early"] = int(steps[len(steps) // 4])
+    marks["peak"] = int(steps[_window(tables)])
     chosen = sorted(set(marks.values()))
 
     def work() -> list[tuple[Any, ...]]:
@@ -236,6 +236,7 @@ def _draw(tables: Tables) -> Figure:
     ladder, onsets, losses, excess, memory, along = grid
     for axes in grid[:-1]:
         log_steps(axes, steps[_shown(steps)])
+        axes.set_xlim(0.9 * steps[_shown(steps)][0], 1.1 * steps[-1])
     _draw_ladder(ladder, tables, steps)
     _draw_onsets(onsets, tables, steps)
     for inputs, colour, name in (
