@@ -160,3 +160,10 @@ def test_memory_in_single_precision_where_rows_are_nearly_tied() -> None:
         assert single.dtype == np.float32
         assert abs(single - double).max() < 3e-6
     assert (TokenPrior(4, 4, CHANNEL)(state, 1).argmax(axis=2) == x).all()
+
+
+def test_the_diagonal_of_pairs_is_not_read() -> None:
+    pairs = np.array([[np.nan, 1.0, 2.0], [3.0, np.inf, 4.0], [5.0, 6.0, np.nan]])
+    assert over_models(pairs).mean == 3.5
+    with pytest.raises(ArgumentError, match="1 NaN"):
+        over_models(pairs * [[1, np.nan, 1], [1, 1, 1], [1, 1, 1]])

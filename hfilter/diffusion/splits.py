@@ -186,8 +186,10 @@ def duplicates(rows: Any, others: Any, model: TreeModel | None = None) -> Duplic
     if model is not None:
         check_model(model)
         log_p = np.asarray(model.log_prob(np.asarray(rows), dtype="float64"), dtype=np.float64)
-        with np.errstate(divide="ignore"):
-            chance = -np.expm1(len(theirs) * np.log1p(-np.exp(log_p)))
+        with np.errstate(
+            divide="ignore"
+        ):  # a sequence that is certain may come out a digit above 1
+            chance = -np.expm1(len(theirs) * np.log1p(-np.exp(np.minimum(log_p, 0.0))))
         expected = float(chance.mean())
         error = float(chance.std(ddof=1) / np.sqrt(len(mine))) if len(mine) > 1 else np.nan
     return Duplicates(

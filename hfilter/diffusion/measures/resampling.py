@@ -308,7 +308,10 @@ def over_models(
     >>> found.mean, bool(abs(found.error - 0.645) < 0.05), found.unit
     (2.5, True, 'blocks')
     """
-    numbers = check_values("values", values, None)
+    given = np.array(values)
+    if given.dtype.kind == "f" and given.ndim == 2 and len(given) == given.shape[1]:
+        np.fill_diagonal(given, 0.0)  # it is not read, and may hold anything
+    numbers = check_values("values", given, None)
     m = len(numbers)
     if numbers.shape not in ((m,), (m, m)):
         raise ShapeError(f"values must have shape (M,) or (M, M), got {numbers.shape}")
