@@ -46,6 +46,14 @@ def states(n: int = 7, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(size=(n, 4, 4)).astype(np.float32)
 
 
+def test_the_channel_of_a_run_by_its_noise(run: Path) -> None:
+    """Not by the name of its schedule; and a schedule is no channel."""
+    betas = Schedule.cosine(40).betas
+    assert LearnedDenoiser(run, GaussianChannel(Schedule(betas, "mine"))).channel.n_steps == 40
+    with pytest.raises(DTypeError, match=r"becomes one by GaussianChannel\(schedule\)"):
+        LearnedDenoiser(run, Schedule(betas))  # type: ignore[arg-type]
+
+
 def test_states_that_torch_does_not_take(run: Path) -> None:
     """Read-only, of the other byte order, of every second row."""
     denoiser, x = LearnedDenoiser(run), states()

@@ -94,19 +94,19 @@ class LearnedDenoiser(Denoiser):
             raise ArgumentError(
                 f"source must be a network of the task 'denoise', got one of {config.readout!r}"
             )
-        if channel is None and known is None:
+        chosen = known if channel is None else channel
+        if chosen is None:
             raise ArgumentError(
                 "channel is needed: what noise this network was trained on is told in its run folder "
                 "only; the published one is hfilter.noising.GaussianChannel()"
             )
-        if channel is not None and known is not None and channel.as_dict() != known.as_dict():
+        super().__init__(chosen, config.n_leaves, config.vocab_size, name or "learned")
+        if known is not None and getattr(chosen, "schedule", None) != known.schedule:
             raise ArgumentError(
                 f"channel must be that of the run, {known!r}, got {channel!r}; leave it out"
             )
-        chosen = known if channel is None else channel
         if not isinstance(chosen, GaussianChannel):
             raise ArgumentError(f"channel must be a GaussianChannel, got {channel!r}")
-        super().__init__(chosen, config.n_leaves, config.vocab_size, name or "learned")
         self.network = network
         self.batch_size = check_int("batch_size", batch_size, 1)
 
