@@ -105,8 +105,9 @@ def empirical_posterior(
         The rows; an array is prepared anew in every call.
     dtype : "float32" or "float64", optional
         Of the answer and the sums behind it; by default that of `log_fields` (float32 for what is neither). In
-        float32 fields of any size keep their differences, and probabilities below 1e-20 may come out as 0; in float64
-        those below 1e-150.
+        float32 large fields that all rows share cost nothing, but a row that is as good as the best one by other large
+        fields is off by some 1e-7 of those, and wants "float64"; and probabilities below 1e-20 may come out as 0, in
+        float64 those below 1e-150.
     num_threads, backend
         Who computes, and on how many threads.
 
