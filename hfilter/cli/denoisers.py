@@ -85,7 +85,8 @@ def evaluate(
         apart = "" if known is None else ", none of them in the training set"
         print(
             f"denoise, {schedule.describe()}\n"
-            f"{rows} held-out sequences of each kind{apart}; exact: BP of the data's own law\n"
+            f"{rows} held-out sequences of each kind{apart}; exact: BP of the data's own law; "
+            "nats per leaf\n"
             f"{'data':20s}    t  accuracy   exact  cross-entropy   exact   KL(BP_k || encoder){ladder}"
         )
     found: dict[str, Any] = {}

@@ -43,7 +43,7 @@ examples:
   hfilter train --preset causal-fast --optimiser adamw --checkpoint-at 100,500 --out causal
 two denoisers, each of 200 sequences of its own, disjoint blocks of one stream:
   hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --out block0
-  hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --seed 1 \
+  hfilter train --preset denoise-fast --vocab-size 6 --rules-per-symbol 4 --depth 3 --seed 1 \\
     --data-seed 0 --data-start 200 --out block1
 several processes as one, with the same losses:
   torchrun --nproc-per-node 2 -m hfilter train --preset mlm-published --device cuda --out big
@@ -256,8 +256,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(
                 f"stopped before step {config.steps}: within {100 * config.stop_at:g} % of the floor"
             )
+        of = f" per leaf at t = {config.time_of_evaluation}" if encoder.readout == "denoise" else ""
         print(
-            f"step {last['step']}: cross-entropy {last['cross_entropy']:.4f} nats, exact floor "
+            f"step {last['step']}: cross-entropy {last['cross_entropy']:.4f} nats{of}, exact floor "
             f"{last['floor']:.4f}; accuracy {last['accuracy']:.4f}, exact "
             f"{last['exact_accuracy']:.4f}; KL(BP_{model.filter_level} || encoder) {own:.4f}"
         )

@@ -254,7 +254,7 @@ def check_denoiser(denoiser: Any) -> None:
     if not isinstance(denoiser, Denoiser):
         raise DTypeError(
             f"denoiser must be a Denoiser of hfilter.diffusion, got {type(denoiser).__name__}; a model "
-            "becomes one by ExactDenoiser(model, channel)"
+            "becomes one by ExactDenoiser(model, channel), a function as `answer` of a subclass"
         )
 
 

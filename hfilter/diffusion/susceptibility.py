@@ -38,7 +38,8 @@ class Susceptibility:
         Probability that a leaf changes.
     value : float
         ``Σ_ij cov(change_i, change_j) / Σ_i mean(change_i)``: where changes are rare, the mean number of
-        leaves that change with a leaf that does, itself included.
+        leaves that change with a leaf that does, itself included. Where they are common it is smaller, and
+        for independent changes below 1 (1 - change, if all leaves change alike). NaN where none does.
     error : float
         Its standard error over rows (jackknife over 20 blocks; NaN below 40 rows).
     by_variance : float

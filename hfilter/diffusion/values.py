@@ -100,7 +100,7 @@ def log(x: Any) -> Any:
     """Natural logarithm in double precision; -inf of 0."""
     if not isinstance(x, np.ndarray):
         return x.double().log()
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # below zero: NaN, which measures refuse
         return np.log(x.astype(np.float64))
 
 

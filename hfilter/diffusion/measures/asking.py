@@ -99,7 +99,8 @@ def check_denoisers(**denoisers: Any) -> tuple[int, int]:
         if not isinstance(one, Asked):
             raise DTypeError(
                 f"{name} must be a denoiser (channel, n_leaves, vocab_size, log_probabilities), got "
-                f"{type(one).__name__}"
+                f"{type(one).__name__}; a function becomes one as `answer` of a subclass of "
+                "hfilter.diffusion.Denoiser, a model by ExactDenoiser(model, channel)"
             )
         mine = (int(one.n_leaves), int(one.vocab_size), int(one.channel.n_steps))
         wanted = (int(first.n_leaves), int(first.vocab_size), int(first.channel.n_steps))
@@ -239,7 +240,7 @@ def log_laws(name: str, denoiser: Asked, x_t: Any, t: Any) -> Floats:
     if bad.any():
         raise ArgumentError(
             f"{name} answers NaN or infinity in {int(bad.sum())} of {len(bad)} rows, the first of "
-            f"them row {int(bad.argmax())}"
+            f"them row {int(bad.argmax())} (or numbers below zero: give probabilities, not logits)"
         )
     return _normalised(name, logs)
 

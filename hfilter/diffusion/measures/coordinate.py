@@ -40,7 +40,9 @@ class MemoryCoordinate:
     error : (S,) float64
         Standard error over sequences; NaN at the ends of [0, 1].
     kl, kl_error : (S,) float64
-        Mean KL to the nearest mixture, in nats per sequence: what no mixture explains.
+        Mean KL to the nearest mixture, in nats per sequence: what no mixture explains. Where it is hardly
+        below `kl_exact` the denoiser is off the path, and a λ above zero is no memory, however small
+        `error` is: an early network has one.
     kl_exact, kl_memory : (S,) float64
         Mean KL to the two ends.
     curvature : (S,) float64

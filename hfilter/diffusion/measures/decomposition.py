@@ -103,7 +103,9 @@ def loss_decomposition(
     -----
     On rows from which sequences of a training set were left out (content-disjoint ones), even the exact
     denoiser has an excess, ``bayes - entropy``: those rows are no sample of the model. Where a set holds
-    a good part of what the model says, take index-disjoint rows, or compare with that.
+    a good part of what the model says, take index-disjoint rows, or compare with that. The same
+    difference is what few rows of a training set owe to chance: ``excess - (bayes - entropy)`` is the
+    excess beyond that of the exact denoiser on the same rows.
 
     The two parts of arXiv 2603.03469. The minimum of the test loss is best sought in `distillation` (or
     D_0, which differs from it by a constant on the same questions).
