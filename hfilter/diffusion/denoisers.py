@@ -44,9 +44,10 @@ class Denoiser(ABC):
 
     One of your own is a subclass with the one method `answer`. It gets checked arrays: x_t of float32 or
     float64 (tokens in a discrete channel), t an int, or int64 of shape (n,) where every row has a time of
-    its own (`spread_times`). It returns probabilities (n, L, q), not logits: the measures refuse what does
-    not sum to 1, processes take it as it is. `log_answer` is for logarithms of more range than those of
-    `answer`, `draw` for whole sequences (``joint=True``).
+    its own (`spread_times`; what is computed from it then stands beside x_t as ``[:, None, None]``). It
+    returns probabilities (n, L, q), not logits: the measures refuse what does not sum to 1, processes
+    take it as it is. `log_answer` is for logarithms of more range than those of `answer`, `draw` for
+    whole sequences (``joint=True``).
 
     Attributes
     ----------
