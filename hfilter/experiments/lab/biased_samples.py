@@ -34,9 +34,10 @@ _OWN, _OTHER = "#D55E00", "#0072B2"
 
 
 def _chosen(steps: list[int], count: int) -> list[int]:
-    """`count` of the kept steps, evenly among their later three quarters, the last among them."""
-    at = np.linspace(len(steps) // 4, len(steps) - 1, min(count, len(steps)))
-    return sorted({steps[round(i)] for i in at})
+    """`count` of the kept steps, evenly on a logarithmic axis over the last 25-fold, where models part."""
+    logs = np.log(np.array(steps))
+    wanted = np.linspace(logs[-1] - np.log(25.0), logs[-1], count)
+    return sorted({steps[int(np.abs(logs - x).argmin())] for x in wanted})
 
 
 def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[str, Table]:
@@ -192,6 +193,7 @@ def _draw(tables: Tables) -> Figure:
     divergence, shift, mutual, pull, ratio, random = grid
     for axes in grid:
         log_steps(axes, steps)
+        axes.set_xlim(0.85 * steps[0], 1.15 * steps[-1])
     for axes, measure, label in (
         (divergence, "kl", "neighbour divergence (nats)"),
         (shift, "shift", "shift of the neighbour distance"),
