@@ -129,11 +129,12 @@ def tree_overlap(model: TreeModel, first: Any, second: Any) -> TreeOverlap:
 
 
 def mean_field(vocab_size: int, rules_per_symbol: int, depth: int, noise: float) -> float:
-    """Root's overlap in the large random hierarchy model under uniform noise, in a closed form.
+    """Belief in the true root of the large random hierarchy model with softened leaves, in a closed form.
 
-    The mean of the posterior of the true root, if messages concentrated: ``F`` applied `depth` times to
-    ``1 - noise + noise / v``, with ``F(p) = (p² + f (m-1)/(m v - 1) (1 - p²)) / (p² + f (1 - p²))`` and
-    ``f = (m v - 1)/(v² - 1)``, for binary trees (arXiv 2402.16991).
+    The mean of the posterior of the true root, if messages concentrated and every leaf spoke for its true
+    symbol, with weight ``1 - noise + noise / v``: ``F`` applied `depth` times to that weight, with
+    ``F(p) = (p² + f (m-1)/(m v - 1) (1 - p²)) / (p² + f (1 - p²))`` and ``f = (m v - 1)/(v² - 1)``, for
+    binary trees (arXiv 2402.16991).
 
     Parameters
     ----------
@@ -142,6 +143,12 @@ def mean_field(vocab_size: int, rules_per_symbol: int, depth: int, noise: float)
     depth : int
     noise : float
         From 0 to 1.
+
+    Notes
+    -----
+    Leaves that are really replaced (`hfilter.noising.UniformChannel`) speak for wrong symbols too, and
+    lose the root at far less noise: for v = 8, m = 2 and depth 5 at noise 0.6, exact inference believes
+    in the true root with 0.31 on the mean, from softened leaves with 0.97, and this is 0.95.
 
     Examples
     --------

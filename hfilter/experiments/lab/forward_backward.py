@@ -91,7 +91,10 @@ def _measure(options: Options, shop: Workshop, trained: list[Trained]) -> dict[s
 
 
 def _root_belief(model: hfilter.TreeModel, sample: Any, noise: float) -> tuple[float, float]:
-    """Posterior of the true root where every leaf speaks for its true symbol as well as noise lets it."""
+    """Posterior of the true root where every leaf speaks for its true symbol as well as noise lets it.
+
+    What `mean_field` is about. With leaves that are replaced the same mean is the root's overlap.
+    """
     q = model.vocab_size
     n = min(1000, len(sample.roots))
     fields = np.full((n, model.n_leaves, q), np.log(noise / q))
@@ -149,7 +152,7 @@ def _draw(tables: Tables) -> Figure:
         name = "root" if d == 0 else "leaves" if d == deepest else f"level {d}"
         band(levels, x, y, error, label=name, **style)
     x, y, _ = _curve(table, deepest, "root_belief")
-    levels.plot(x, y, color="black", linewidth=1.0, label="belief in root")
+    levels.plot(x, y, color="black", linewidth=1.0, label="root, softened")
     x, y, _ = _curve(table, deepest, "mean_field")
     levels.plot(x, y, color="black", linestyle=":", linewidth=1.2, label="mean field")
     levels.legend(loc="lower left", fontsize=7, ncols=2, columnspacing=1.0, handlelength=1.4)
@@ -208,12 +211,12 @@ def _conclude(tables: Tables) -> list[str]:
     _, belief, _ = _curve(table, deepest, "root_belief")
     _, theory, _ = _curve(table, deepest, "mean_field")
     lines.append(
-        f"belief in the true root, {2**deepest} leaves: mean field differs by at most "
-        f"{np.abs(belief - theory).max():.3f}"
+        f"belief in the true root from softened true leaves (none replaced), {2**deepest} leaves: mean "
+        f"field differs by at most {np.abs(belief - theory).max():.3f}"
     )
     return lines + [
-        f"{row[0]} exact steps back from t/T = {_TURN}: overlap {row[1]:.4f} ± {row[2]:.4f}, in one shot "
-        f"{row[3]:.4f} ± {row[4]:.4f}"
+        f"{row[0]} steps back from t/T = {_TURN} with BP_0: overlap {row[1]:.4f} ± {row[2]:.4f}, in one "
+        f"shot {row[3]:.4f} ± {row[4]:.4f}"
         for row in (steps.rows[0], steps.rows[-1])
     ]
 
@@ -226,8 +229,10 @@ Trains nothing. Replaces a share of the leaves of the random hierarchy model by 
 trees from the exact posterior: the end points of exact reverse diffusion. Shows the overlap with the
 start at every level of the tree, the susceptibility of the leaves' changes for several depths, their
 covariance by distance in the tree, and what a chain of few steps loses against one shot (on the
-grammar of biased generalization). Expected: leaves change smoothly, the root at a transition, where
-the susceptibility peaks, higher for deeper trees (arXiv 2402.16991, 2410.13770).""",
+grammar of biased generalization). "root, softened" and its mean field are the belief in the true root
+where every leaf speaks for its true symbol, weakened by the noise, and none is replaced. Expected:
+leaves change smoothly, the root at a transition, where the susceptibility peaks, higher for deeper
+trees (arXiv 2402.16991, 2410.13770).""",
     runs=_runs,
     measure=_measure,
     draw=_draw,
