@@ -112,12 +112,20 @@ class Denoiser(ABC):
             Naming x_t or t: wrong shapes and types, times out of range, numbers that are not finite.
         """
         x, times, wrap = self._checked(x_t, t)
-        return wrap(self.answer(x, times))
+        return wrap(self._of_shape(self.answer(x, times), len(x)))
 
     def log_probabilities(self, x_t: Any, t: Any) -> Any:
         """ln of what calling gives, in nats, float64; -inf for zeros, and for some numbers below 1e-200."""
         x, times, wrap = self._checked(x_t, t)
-        return wrap(self.log_answer(x, times))
+        return wrap(self._of_shape(self.log_answer(x, times), len(x)))
+
+    def _of_shape(self, law: Any, n: int) -> Any:
+        wanted = (n, self.n_leaves, self.vocab_size)
+        if tuple(law.shape) != wanted:
+            raise ShapeError(
+                f"answer of {self.name} must have shape {wanted}, got {tuple(law.shape)}"
+            )
+        return law
 
     @abstractmethod
     def answer(self, x_t: Any, t: Any, *, num_threads: int | None = None) -> Any:

@@ -245,12 +245,14 @@ def _draw(tables: Tables) -> Figure:
     ):
         _line(losses, steps, _curves(main, "loss", inputs), color=colour, label=name)
         _line(excess, steps, _curves(main, "excess", inputs), color=colour, label=name)
-        floor = float(np.mean(_curves(main, "bayes", inputs)))
+        floor, entropy = (float(np.mean(_curves(main, m, inputs))) for m in ("bayes", "entropy"))
         losses.axhline(floor, color=colour, linestyle=(0, (3, 2)), linewidth=0.8)
+        # What exact inference has on the same rows: chance, not memory.
+        excess.axhline(floor - entropy, color=colour, linestyle=(0, (3, 2)), linewidth=0.8)
     losses.set_ylabel("loss (nats per sequence)")
     losses.legend(loc="upper right")
     excess.axhline(0.0, color="black", linewidth=0.6)
-    excess.set_ylabel(r"excess loss $\tilde\ell$ (nats)")
+    excess.set_ylabel(r"excess loss $\tilde\ell$ (nats per sequence)")
     excess.legend(loc="lower left")
     _line(memory, steps, _curves(main, "lambda"), color=_SPLIT)
     memory.set_ylabel("λ (0 inference, 1 memory)")
@@ -274,7 +276,7 @@ def _line(axes: Axes, steps: np.ndarray, curves: np.ndarray, **style: Any) -> No
 
 def _draw_ladder(axes: Axes, tables: Tables, steps: np.ndarray) -> None:
     curves = {k: v for k, v in _onset_curves(tables).items() if k.startswith("D_")}
-    log_values(axes, r"$D_k$ = KL(BP$_k$ $\|$ network)  (nats)")
+    log_values(axes, r"$D_k$ = KL(BP$_k$ $\|$ network)  (nats per sequence)")
     ends = {}
     for k, (_, values) in enumerate(curves.items()):
         style = rung_style(k, len(curves)) | {"marker": ""}
@@ -314,7 +316,7 @@ def _draw_along(axes: Axes, tables: Tables) -> None:
     table = tables["time"]
     n_steps = max(table.column("t"))
     levels = [who for who in table.values("who") if who.startswith("BP_")]
-    log_values(axes, "KL from BP$_0$ (nats)")
+    log_values(axes, "KL from BP$_0$ (nats per sequence)")
     for i, who in enumerate(levels, start=1):
         x, y = (np.array(table.column(name, who=who), dtype=float) for name in ("t", "value"))
         colour = level_colour(i, len(levels) + 1)

@@ -178,7 +178,7 @@ def _draw(tables: Tables) -> Figure:
     shape.set_ylabel("covariance of changes / variance")
     shape.set_xlabel("height of the common ancestor")
     for axes in (levels, chi):
-        axes.set_xlabel("noise (share of leaves replaced)")
+        axes.set_xlabel("noise (share of leaves replaced, or softened)")
         axes.set_xlim(0, 1)
     x = np.array(steps.column("steps"), dtype=float)
     gap = np.array(steps.column("overlap")) - np.array(steps.column("exact"))
@@ -231,8 +231,8 @@ start at every level of the tree, the susceptibility of the leaves' changes for 
 covariance by distance in the tree, and what a chain of few steps loses against one shot (on the
 grammar of biased generalization). "root, softened" and its mean field are the belief in the true root
 where every leaf speaks for its true symbol, weakened by the noise, and none is replaced. Expected:
-leaves change smoothly, the root at a transition, where the susceptibility peaks, higher for deeper
-trees (arXiv 2402.16991, 2410.13770).""",
+the higher the level, the steeper the fall of its overlap; the susceptibility peaks at a noise between,
+higher for deeper trees (arXiv 2402.16991, 2410.13770).""",
     runs=_runs,
     measure=_measure,
     draw=_draw,
