@@ -251,6 +251,7 @@ def exact_end(
 
 
 def check_denoiser(denoiser: Any) -> None:
+    """An error for anything that is no denoiser."""
     if not isinstance(denoiser, Denoiser):
         raise DTypeError(
             f"denoiser must be a Denoiser of hfilter.diffusion, got {type(denoiser).__name__}; a model "

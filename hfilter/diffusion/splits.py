@@ -199,6 +199,7 @@ def duplicates(rows: Any, others: Any, model: TreeModel | None = None) -> Duplic
 
 
 def check_model(model: Any) -> None:
+    """An error for anything that is no model."""
     if not (hasattr(model, "sample") and hasattr(model, "n_leaves")):
         raise DTypeError(f"model must be a hfilter.TreeModel, got {type(model).__name__}")
 

@@ -227,9 +227,11 @@ def moments(joint: Floats) -> tuple[Floats, Floats]:
 
 
 def ratio(above: Any, below: Any) -> float:
+    """A quotient, NaN over nothing."""
     return float(above / below) if below > 0.0 else float("nan")
 
 
 def slices(begin: int, end: int, step: int) -> Iterator[slice]:
+    """Rows from `begin` to `end` in pieces."""
     for i in range(begin, end, step):
         yield slice(i, min(i + step, end))

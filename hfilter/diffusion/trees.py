@@ -167,6 +167,7 @@ def mean_field(vocab_size: int, rules_per_symbol: int, depth: int, noise: float)
 
 
 def check_model(model: Any) -> None:
+    """An error for anything that is no model."""
     if not isinstance(model, TreeModel):
         raise DTypeError(f"model must be a hfilter.TreeModel, got {type(model).__name__}")
 

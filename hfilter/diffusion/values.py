@@ -105,10 +105,12 @@ def log(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
+    """Of a NumPy array or a tensor."""
     return np.exp(x) if isinstance(x, np.ndarray) else x.exp()
 
 
 def of_type(x: Any, dtype: np.dtype[Any]) -> Any:
+    """In single or double precision."""
     if isinstance(x, np.ndarray):
         return x.astype(dtype)
     return x.double() if dtype == np.float64 else x.float()

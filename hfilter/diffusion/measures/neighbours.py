@@ -297,6 +297,7 @@ def _repeated(rows: NDArray[Any]) -> float:
 
 
 def sequences_of(name: str, given: Any) -> NDArray[Any]:
+    """Sequences as an integer array (n, L), or an error that names them."""
     if hasattr(given, "detach"):
         given = given.detach().cpu().numpy()
     rows = np.asarray(given)

@@ -15,6 +15,7 @@ __all__ = ["pool", "working"]
 
 @contextmanager
 def pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes with one thread each, stopped at once by whatever ends the block early."""
     # Fresh interpreters: a forked torch may hang. One thread each, for the runs share the cores.
     others = active_children()
     workers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin_worker)
