@@ -31,7 +31,9 @@ def bias_runs(options: Options) -> list[Run]:
     rows = options.train_size or options.pick(32, 200, 5000)
     models = options.n_seeds or options.pick(2, 8, 15)
     if models < 2:
-        raise ArgumentError("n_seeds must be at least 2: models of different blocks are compared")
+        raise ArgumentError(
+            f"n_seeds (--seeds) must be at least 2, got {models}: models of different blocks are compared"
+        )
     longer: dict[str, Any] = {}
     if options.preset == "published":  # as many steps as the paper took for this many sequences
         steps = {12_000: 720_000, 70_000: 4_800_000}.get(rows, 200_000)
