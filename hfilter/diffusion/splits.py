@@ -88,8 +88,9 @@ def held_out(model: TreeModel, n: int, seed: int = 0, excluding: Any = None) -> 
     -----
     A perfect generator repeats sequences of the training set as often as index-disjoint rows do. For the
     distance to the training set, those are the standard to measure generated sequences by;
-    content-disjoint rows would make it look as if it memorised. For a test loss, rows that were trained
-    on are better left out.
+    content-disjoint rows would make it look as if it memorised. A test loss on index-disjoint rows is one on
+    the law; content-disjoint rows hold nothing that was trained on, but are no sample of the law: where
+    repeats are common even exact inference has an excess loss on them.
 
     Examples
     --------
