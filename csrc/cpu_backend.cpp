@@ -64,7 +64,8 @@ void sample(const hf_model* m, const hf_sample_args* args, int64_t begin, int64_
 // ----------------------------------------------------------------------------------- inference
 
 template <class P> size_t layout_bytes(const hf_model& m, const hf_infer_args& args) {
-    return static_cast<size_t>(Layout<P>(m, args).size) * sizeof(typename P::V);
+    return static_cast<size_t>(Layout<P>(m, args).size) * sizeof(typename P::V) +
+           static_cast<size_t>(Plan<P>::square_bytes(m, args));
 }
 
 size_t infer_scratch(const hf_model* m, const hf_infer_args* args, int32_t narrow) {

@@ -1,23 +1,12 @@
 // Inference of rows: loads evidence into lanes, passes messages up and down, stores what is asked for.
 #pragma once
 
-#include "cpu_rows.hpp"
+#include "cpu_fields.hpp"
 #include "subtree_table.hpp"
 #include "tree_choose.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
-
-// Divides by the sum (NaN where there is nothing to normalise) and returns the sum. One division serves all entries;
-// certainty is exactly 1 all the same. A sum below the normal range has no inverse: `range` has to know of it.
-template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
-    typename P::V sum = x[0];
-    for (int a = 1; a < q; ++a) sum = sum + x[a];
-    const typename P::V inverse = splat<P>(1) / sum;
-    const typename P::V certain = sum > 0 ? splat<P>(1) : inverse * 0;
-    for (int a = 0; a < q; ++a) out[a] = x[a] == sum ? certain : x[a] * inverse;
-    return sum;
-}
 
 // Beliefs nu * mu of the n nodes of a level, normalised.
 template <class P, int Q> void store_beliefs(const Rows& rows, int64_t n, int alphabet, const typename P::V* nu,
@@ -48,10 +37,13 @@ template <class P> struct Plan {
     using T = typename P::Scalar;
     Layout<P> at;
     TableShape table;
-    T smallest[64]; // probability of a level's rules
-    int deepest;    // level that an output asks the downward pass for
+    T smallest[64];            // probability of a level's rules
+    PairSquare<T> squares[64]; // of soft evidence, where there is one
+    int deepest;               // level that an output asks the downward pass for
+    bool last_at_once;         // the last level can be had with what is asked of the leaves
 
-    Plan(const hf_model& m, const hf_infer_args& args) : at(m, args), table(m) {
+    Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr) : at(m, args), table(m) {
+        if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
         for (int d = m.filter_level; d < m.depth; ++d)
             smallest[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
         deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
@@ -61,6 +53,33 @@ template <class P> struct Plan {
             deepest > m.depth - table.height ||
             !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
             table.height = 0;
+        last_at_once = deepest == m.depth && squares[m.depth - 1].parent && !args.causal && !args.counts &&
+                       !args.leave_one_out != !args.beliefs[m.depth];
+    }
+
+    // What calls need besides their layout, in bytes.
+    static int64_t square_bytes(const hf_model& m, const hf_infer_args& args) {
+        int64_t bytes = 0;
+        if (args.log_fields)
+            for (int d = m.filter_level; d < m.depth; ++d)
+                if (!told_before(m, d)) bytes += PairSquare<T>::bytes(m.levels[d], m.arity);
+        return bytes;
+    }
+
+  private:
+    static bool told_before(const hf_model& m, int d) {
+        return d > m.filter_level && m.levels[d].children == m.levels[d - 1].children;
+    }
+    void fill_squares(const hf_model& m, char* memory) {
+        for (int d = m.filter_level; d < m.depth; ++d) {
+            if (told_before(m, d)) {
+                squares[d] = squares[d - 1];
+                continue;
+            }
+            const int64_t bytes = PairSquare<T>::bytes(m.levels[d], m.arity);
+            if (bytes > 0) squares[d].fill(m.levels[d], memory);
+            memory += bytes;
+        }
     }
 };
 
@@ -112,7 +131,12 @@ template <class P, int S, int Q> struct Passes {
         } else leaves();
         for (int d = level - 1; d >= top; --d) {
             bounds[d] = next_bound(smallest(d), T(1), bounds[d + 1], m.arity, 1);
-            upward_level<P, S, Q>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
+            if (S == 2 && plan.squares[d].parent)
+                upward_level_pairs<P, Q>(m.levels[d], n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
+            else if (S == 2 && Q == 0 && args.log_fields)
+                upward_level<P, S, Q, true>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range,
+                                            bounds[d]);
+            else upward_level<P, S, Q>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
         }
     }
 
@@ -182,8 +206,16 @@ template <class P, int S, int Q> struct Passes {
                                   counts + m.levels[d].first_count, range);
             if (d >= plan.deepest) break;
             bound = next_bound(smallest(d), bound, bounds[d + 1], m.arity - 1, q);
+            if (S == 2 && d + 1 == m.depth && plan.last_at_once) {
+                last_level<P, Q>(m.levels[d], m.depth, plan.squares[d], args, rows, n, mu, nu(d + 1), mu_below, range, bound);
+                return;
+            }
             if (args.causal)
                 downward_level<P, S, Q, true>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
+            else if (S == 2 && plan.squares[d].parent)
+                downward_level_pairs<P, Q>(m.levels[d], plan.squares[d], n, mu, nu(d + 1), mu_below, range, bound);
+            else if (S == 2 && Q == 0 && args.log_fields)
+                downward_level<P, S, Q, false, true>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
             else downward_level<P, S, Q>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
             V* swap = mu;
             mu = mu_below;
@@ -259,7 +291,7 @@ template <class Call> void with_shape(const hf_model& m, const Call& call) {
 
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
-    const Plan<P> plan(m, args);
+    const Plan<P> plan(m, args, scratch);
     with_shape(m, [&](auto shape) {
         for (int64_t row = begin; row < end; row += P::lanes) {
             const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};

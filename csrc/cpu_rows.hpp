@@ -142,14 +142,14 @@ template <class P> HF_INLINE void load_rows(const typename P::Scalar* values, in
 // Results of this size would push everything else out of the caches, and be gone from them when they are read.
 constexpr int64_t kStreamBytes = int64_t(4) << 20;
 
-// The reverse.
-template <class P>
-HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t size, typename P::Scalar* out) {
+// The reverse, to rows `stride` apart.
+template <class P> HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t stride, int64_t size,
+                                             typename P::Scalar* out) {
     constexpr int N = P::lanes;
-    const bool stream = rows.n * size * static_cast<int64_t>(sizeof(*out)) >= kStreamBytes && size % N == 0 &&
-                        reinterpret_cast<uintptr_t>(out) % sizeof(*x) == 0;
+    const bool stream = rows.n * stride * static_cast<int64_t>(sizeof(*out)) >= kStreamBytes && stride % N == 0 &&
+                        size % N == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(*x) == 0;
     if constexpr (N == 1) {
-        __builtin_memcpy(out + rows.first * size, x, static_cast<size_t>(size) * sizeof(*x));
+        __builtin_memcpy(out + rows.first * stride, x, static_cast<size_t>(size) * sizeof(*x));
         return;
     } else {
         for (int64_t done = 0; size >= N && done < size; done += N) {
@@ -157,11 +157,11 @@ HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t size
             typename P::V block[N];
             for (int i = 0; i < N; ++i) block[i] = x[at + i];
             transpose<N, N>(block);
-            typename P::Scalar* to = out + rows.first * size + at;
+            typename P::Scalar* to = out + rows.first * stride + at;
             if (stream)
-                for (int l = 0; l < rows.count; ++l, to += size) stream_store(to, block[l]);
+                for (int l = 0; l < rows.count; ++l, to += stride) stream_store(to, block[l]);
             else
-                for (int l = 0; l < rows.count; ++l, to += size) __builtin_memcpy(to, &block[l], sizeof(*x));
+                for (int l = 0; l < rows.count; ++l, to += stride) __builtin_memcpy(to, &block[l], sizeof(*x));
         }
         int64_t i = 0;
         if constexpr (N >= 4) // short rows, four values at a time
@@ -170,87 +170,18 @@ HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t size
                 transpose<N, 4>(block);
                 constexpr int bytes = 4 * sizeof(*out);
                 for (int l = 0; l < rows.count; ++l)
-                    __builtin_memcpy(out + (rows.first + l) * size + i,
+                    __builtin_memcpy(out + (rows.first + l) * stride + i,
                                      reinterpret_cast<const char*>(&block[l & 3]) + l / 4 * bytes, bytes);
             }
         for (; size < N && i < size; ++i)
-            for (int l = 0; l < rows.count; ++l) out[(rows.first + l) * size + i] = lane<P>(x[i], l);
+            for (int l = 0; l < rows.count; ++l) out[(rows.first + l) * stride + i] = lane<P>(x[i], l);
     }
 }
 
-struct True {
-    constexpr operator bool() const { return true; }
-};
-struct False {
-    constexpr operator bool() const { return false; }
-};
-
-// Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
-template <class P, int Q, class Field>
-void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
-                 typename LaneType<double, P::lanes>::type& shift, Range<P>& range, typename P::Scalar& bound,
-                 typename P::I& invalid) {
-    using V = typename P::V;
-    using T = typename P::Scalar;
-    constexpr int N = P::lanes;
-    using Given = typename LaneType<Field, N>::type; // a field in every lane
-    using Wide = typename LaneType<decltype(T() + Field()), N>::type;
-    const int64_t n = n_nodes(m, m.depth);
-    const int q = Q > 0 ? Q : m.alphabets[m.depth];
-    const Field* fields = static_cast<const Field*>(args.log_fields);
-    const Field minus_infinity = -static_cast<Field>(__builtin_inf());
-    const auto field = [&](int64_t at) {
-        if constexpr (sizeof(Field) == sizeof(T)) return nu[at];
-        else {
-            Given h{};
-            for (int l = 0; l < N; ++l) reinterpret_cast<Field*>(&h)[l] = fields[rows(l) * n * q + at];
-            return h;
-        }
-    };
-    const auto convert = [](auto from, auto like) {
-        if constexpr (N == 1) return static_cast<decltype(like)>(from);
-        else return __builtin_convertvector(from, decltype(like));
-    };
-    const int64_t pack_bytes = n * q * N * static_cast<int64_t>(sizeof(Field));
-    const Field* next = rows.first + 2 * N <= args.n ? fields + (rows.first + N) * n * q : nullptr;
-    V sum{};    // of all fields so relative: NaN if one is
-    V lowest{}; // relative to the largest field of the leaf: of all fields, or of the finite ones if `careful`
-    const auto all_leaves = [&](auto careful) {
-        if constexpr (sizeof(Field) == sizeof(T)) load_rows<P>(fields, n * q, rows, n * q, nu);
-        shift = typename LaneType<double, N>::type{};
-        lowest = V{};
-        for (int64_t j = 0; j < n; ++j) {
-            if (!careful && next) prefetch_rows(next, pack_bytes, j, n);
-            V* out = nu + j * q;
-            Given top = field(j * q);
-            for (int x = 1; x < q; ++x) top = larger(top, field(j * q + x));
-            top = top > minus_infinity ? top : Given{};
-            shift += convert(top, typename LaneType<double, N>::type{});
-            const Wide origin = convert(top, Wide{});
-            V least{};
-            for (int x = 0; x < q; ++x) {
-                const Given h = field(j * q + x);
-                const V below = convert(convert(h, Wide{}) - origin, V{});
-                if constexpr (careful) {
-                    const V excluded = convert(h > minus_infinity ? Given{} : Given{} + 1, V{});
-                    least = smaller(least, excluded == 0 ? below : V{});
-                } else {
-                    least = smaller(least, below);
-                }
-                sum = sum + below;
-                out[x] = exp_nonpositive<P>(below);
-            }
-            lowest = smaller(lowest, least);
-        }
-    };
-    all_leaves(False{});
-    // Something became zero? If it was finite, only too far below for the type, it must not pass for impossible.
-    if (lowest_lane<P>(lowest) < Format<T>::exp_lowest) all_leaves(True{});
-    invalid = as_mask<P>(sum != sum);
-    range.lost |= as_mask<P>(lowest < splat<P>(Format<T>::exp_lowest));
-    const V least = exp_nonpositive<P>(lowest);
-    range.watch(least);
-    bound = lowest_lane<P>(least > 0 ? least : splat<P>(1)); // what was lost needs no bound
+// Rows that follow one another.
+template <class P>
+HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t size, typename P::Scalar* out) {
+    store_rows<P>(x, rows, size, size, out);
 }
 
 } // namespace

@@ -44,12 +44,10 @@ template <class P> struct Range {
     HF_INLINE bool harmless(typename P::Scalar bound) const {
         return bound >= lane<P>(tiny, 0) && lane<P>(tiny, 0) <= 1;
     }
-    // The largest entry, or the sum, of what is about to be normalised.
-    HF_INLINE I normalising(typename P::V top) {
-        const I e = biased_exponent<P>(top);
-        worst = smaller(worst, e);
+    // The largest entry, or the sum, of what is about to be normalised; or the least of several.
+    HF_INLINE void normalising(typename P::V top) {
+        worst = smaller(worst, biased_exponent<P>(top));
         least_top = smaller(least_top, top);
-        return e;
     }
     // The sum that beliefs have been divided by.
     HF_INLINE void normalised(typename P::V sum) {
@@ -76,38 +74,61 @@ template <class P> struct Range {
     }
 };
 
-// Normalises one message of q entries; returns the biased exponent taken out (of a zero message: anything). `least`
-// goes down to the smallest non-zero entry if Watch.
-template <class P, bool Watch = true>
-HF_INLINE typename P::I rescale(typename P::V* x, int q, Range<P>& range, typename P::V& least) {
-    typename P::V top = x[0];
-    for (int a = 1; a < q; ++a) top = larger(top, x[a]);
-    const typename P::I e = range.normalising(top);
-    const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias - e);
-    typename P::V mine = splat<P>(2); // a chain of its own: the next message need not wait for it
-    for (int a = 0; a < q; ++a) {
-        x[a] = x[a] * factor;
-        if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(2));
-    }
-    if constexpr (Watch) least = smaller(least, mine);
-    return e;
-}
+// Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry can
+// be in danger.
+template <class P> class LevelScale {
+  public:
+    HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound)
+        : range_(range), bound_(bound), harmless_(range.harmless(bound)) {}
 
-// Normalises n messages of q entries, and watches over them unless `bound` says that no non-zero entry can be in
-// danger. Returns the sum of the exponents taken out; `bound` becomes that of the level.
+    // n messages of q entries, one after the other.
+    HF_INLINE void rescale(typename P::V* x, int64_t n, int q) {
+        if (harmless_)
+            for (int64_t i = 0; i < n; ++i) rescale_one<false>(x + i * q, q);
+        else
+            for (int64_t i = 0; i < n; ++i) rescale_one<true>(x + i * q, q);
+    }
+    // The sum of the exponents taken out of n messages in all (of a zero message: anything); `bound` becomes that of
+    // the level.
+    HF_INLINE typename P::I finish(int64_t n) {
+        if (!harmless_) {
+            range_.smallest = smaller(range_.smallest, least_);
+            bound_ = lowest_lane<P>(least_);
+        }
+        range_.least_top = smaller(range_.least_top, lowest_top_);
+        range_.spent += Range<P>::bias - biased_exponent<P>(lowest_top_);
+        return total_ - static_cast<typename P::Int>(n) * Range<P>::bias;
+    }
+
+  private:
+    template <bool Watch> HF_INLINE void rescale_one(typename P::V* x, int q) {
+        typename P::V top = x[0];
+        for (int a = 1; a < q; ++a) top = larger(top, x[a]);
+        lowest_top_ = smaller(lowest_top_, top);
+        const typename P::I e = biased_exponent<P>(top);
+        total_ += e;
+        const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias - e);
+        typename P::V mine = splat<P>(2); // a chain of its own: the next message need not wait for it
+        for (int a = 0; a < q; ++a) {
+            x[a] = x[a] * factor;
+            if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(2));
+        }
+        if constexpr (Watch) least_ = smaller(least_, mine);
+    }
+
+    Range<P>& range_;
+    typename P::Scalar& bound_;
+    bool harmless_;
+    typename P::I total_{};
+    typename P::V least_ = splat<P>(2), lowest_top_ = splat<P>(1);
+};
+
+// All messages of a level at once.
 template <class P>
 HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range, typename P::Scalar& bound) {
-    typename P::I total{};
-    typename P::V least = splat<P>(2);
-    if (range.harmless(bound))
-        for (int64_t i = 0; i < n; ++i) total += rescale<P, false>(x + i * q, q, range, least);
-    else {
-        for (int64_t i = 0; i < n; ++i) total += rescale<P, true>(x + i * q, q, range, least);
-        range.smallest = smaller(range.smallest, least);
-        bound = lowest_lane<P>(least);
-    }
-    range.next_level();
-    return total - static_cast<typename P::Int>(n) * Range<P>::bias;
+    LevelScale<P> scale(range, bound);
+    scale.rescale(x, n, q);
+    return scale.finish(n);
 }
 
 // A bound under the non-zero entries of a message made by the rules of one level from messages with the bounds given,
@@ -124,8 +145,15 @@ template <class T> HF_INLINE T next_bound(T smallest_prob, T one, T other, int s
 // sums stay in registers; downward they do not, and two nodes already fill the pipes.
 constexpr int kNodesUp = 4, kNodesDown = 2;
 
+// sum + a * b. What is computed from tokens is the same to the last bit everywhere; from soft evidence it may be Fused.
+template <class P, bool Fused>
+HF_INLINE typename P::V plus_product(typename P::V sum, typename P::V a, typename P::V b) {
+    if constexpr (Fused) return multiply_add<P>(a, b, sum);
+    else return sum + a * b;
+}
+
 // nu(a) = sum over the rules of a of p * prod_r nu_child_r(b_r), for U nodes side by side.
-template <class P, int S, int Q, int U>
+template <class P, int S, int Q, int U, bool Fused = false>
 HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::V* child, typename P::V* nu) {
     using V = typename P::V;
     const int s = S > 0 ? S : arity;
@@ -139,10 +167,11 @@ HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::
                 V inner[U] = {};
                 const int first = b[0];
                 do {
-                    for (int u = 0; u < U; ++u)
-                        inner[u] = inner[u] + prob[rule] * child[(2 * u + 1) * qc + level.children[2 * rule + 1]];
+                    const V p = splat<P>(prob[rule]);
+                    const V* right = child + qc + level.children[2 * rule + 1];
+                    for (int u = 0; u < U; ++u) inner[u] = plus_product<P, Fused>(inner[u], p, right[2 * u * qc]);
                 } while (++rule < level.first[a + 1] && level.children[2 * rule] == first);
-                for (int u = 0; u < U; ++u) sum[u] = sum[u] + inner[u] * child[2 * u * qc + first];
+                for (int u = 0; u < U; ++u) sum[u] = plus_product<P, Fused>(sum[u], inner[u], child[2 * u * qc + first]);
             } else {
                 for (int u = 0; u < U; ++u) {
                     const V* below = child + u * s * qc;
@@ -157,21 +186,21 @@ HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::
     }
 }
 
-template <class P, int S, int Q>
+template <class P, int S, int Q, bool Fused = false>
 HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const typename P::V* below, typename P::V* nu,
                             typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents;
     const int64_t children = int64_t(S > 0 ? S : arity) * (Q > 0 ? Q : level.n_symbols);
     int64_t i = 0;
     for (; i + kNodesUp <= n; i += kNodesUp)
-        upward_nodes<P, S, Q, kNodesUp>(level, arity, below + i * children, nu + i * qp);
-    for (; i < n; ++i) upward_nodes<P, S, Q, 1>(level, arity, below + i * children, nu + i * qp);
+        upward_nodes<P, S, Q, kNodesUp, Fused>(level, arity, below + i * children, nu + i * qp);
+    for (; i < n; ++i) upward_nodes<P, S, Q, 1, Fused>(level, arity, below + i * children, nu + i * qp);
     total += rescale_level<P>(nu, n, qp, range, bound);
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r'); if Causal, only
 // siblings to the left have a say, r' < r.
-template <class P, int S, int Q, int U, bool Causal = false>
+template <class P, int S, int Q, int U, bool Causal = false, bool Fused = false>
 HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P::V* mu, const typename P::V* nu_below,
                               typename P::V* mu_below) {
     using V = typename P::V;
@@ -188,17 +217,18 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
                 const int first = b[0];
                 for (int u = 0; u < U; ++u) left[u] = mu[u * qp + a] * nu_below[2 * u * qc + first];
                 do {
-                    const int second = level.children[2 * rule + 1];
+                    const V p = splat<P>(prob[rule]);
+                    const int second = qc + level.children[2 * rule + 1];
                     for (int u = 0; u < U; ++u) {
-                        V& target = mu_below[(2 * u + 1) * qc + second];
-                        target = target + left[u] * prob[rule];
-                        if constexpr (Causal) inner[u] = inner[u] + prob[rule];
-                        else inner[u] = inner[u] + prob[rule] * nu_below[(2 * u + 1) * qc + second];
+                        V& target = mu_below[2 * u * qc + second];
+                        target = plus_product<P, Fused>(target, left[u], p);
+                        if constexpr (Causal) inner[u] = inner[u] + p;
+                        else inner[u] = plus_product<P, Fused>(inner[u], p, nu_below[2 * u * qc + second]);
                     }
                 } while (++rule < level.first[a + 1] && level.children[2 * rule] == first);
                 for (int u = 0; u < U; ++u) {
                     V& target = mu_below[2 * u * qc + first];
-                    target = target + mu[u * qp + a] * inner[u];
+                    target = plus_product<P, Fused>(target, mu[u * qp + a], inner[u]);
                 }
             } else {
                 for (int u = 0; u < U; ++u) {
@@ -219,7 +249,7 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
     }
 }
 
-template <class P, int S, int Q, bool Causal = false>
+template <class P, int S, int Q, bool Causal = false, bool Fused = false>
 HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const typename P::V* mu,
                               const typename P::V* nu_below, typename P::V* mu_below, Range<P>& range,
                               typename P::Scalar& bound) {
@@ -228,10 +258,10 @@ HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const
     const int64_t children = int64_t(s) * qc;
     int64_t i = 0;
     for (; i + kNodesDown <= n; i += kNodesDown)
-        downward_nodes<P, S, Q, kNodesDown, Causal>(level, arity, mu + i * qp, nu_below + i * children,
+        downward_nodes<P, S, Q, kNodesDown, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children,
                                                     mu_below + i * children);
     for (; i < n; ++i)
-        downward_nodes<P, S, Q, 1, Causal>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+        downward_nodes<P, S, Q, 1, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
     rescale_level<P>(mu_below, n * s, qc, range, bound);
 }
 
@@ -260,6 +290,17 @@ template <class P, int S> HF_INLINE void count_level(const hf_level& level, int 
             }
     }
     range.next_level();
+}
+
+// Divides by the sum (NaN where there is nothing to normalise) and returns the sum. One division serves all entries;
+// certainty is exactly 1 all the same. A sum below the normal range has no inverse: `range` has to know of it.
+template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
+    typename P::V sum = x[0];
+    for (int a = 1; a < q; ++a) sum = sum + x[a];
+    const typename P::V inverse = splat<P>(1) / sum;
+    const typename P::V certain = sum > 0 ? splat<P>(1) : inverse * 0;
+    for (int a = 0; a < q; ++a) out[a] = x[a] == sum ? certain : x[a] * inverse;
+    return sum;
 }
 
 } // namespace HF_NAMESPACE

@@ -151,6 +151,8 @@ template <class P> struct Star {
     template <class See> HF_INLINE void downward(V* mu, V* weight, Range<P>& range, bool causal, const See& see) {
         const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
         WideNumber<P>* product = suffix + q0;
+        typename P::Scalar unknown = 0; // bound: to be watched
+        LevelScale<P> scale(range, unknown);
         for (int64_t i = n - 1; i >= 0; --i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
             for (int a = 0; a < q0; ++a) {
@@ -166,8 +168,9 @@ template <class P> struct Star {
             for (int c = 0; c < qk; ++c) out[c] = V{};
             for (int a = 0; a < q0; ++a)
                 for (int c = 0; c < qk; ++c) out[c] = out[c] + weight[a] * p[a * qk + c];
-            rescale<P>(out, qk, range, range.smallest);
+            scale.rescale(out, 1, qk);
         }
+        scale.finish(n);
         range.next_level();
     }
 };

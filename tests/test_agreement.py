@@ -209,7 +209,9 @@ def ulps_apart(a: np.ndarray, b: np.ndarray) -> float:
     if not np.array_equal(a[~both], b[~both], equal_nan=True):
         return float("inf")
     a, b = a[both], b[both]
-    tiny = np.finfo(a.dtype).tiny
+    # Below the normal range products lose digits, and divided by a small sum they are back above it:
+    # entries that small are held to units of somewhat larger ones.
+    tiny = np.finfo(a.dtype).tiny * 2.0**12
     gap = np.abs(a - b) / np.spacing(np.maximum(np.maximum(np.abs(a), np.abs(b)), tiny))
     return float(gap.max(initial=0.0))
 
