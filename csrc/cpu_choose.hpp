@@ -11,7 +11,7 @@ template <class P, int S>
 void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
     constexpr int N = P::lanes;
     using U = typename LaneType<uint32_t, N>::type;
-    Passes<P, S, 0> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch));
+    Passes<P, S> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch));
     const bool draw = args.n_samples > 0;
     if (draw) {
         passes.upward(m.filter_level);

@@ -20,7 +20,7 @@ struct False {
 
 // Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
 template <class P, int Q, class Field>
-void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
+HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
                  typename LaneType<double, P::lanes>::type& shift, Range<P>& range, typename P::Scalar& bound,
                  typename P::I& invalid) {
     using V = typename P::V;
@@ -92,18 +92,20 @@ void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows,
 }
 
 // The last level downward, a few nodes at a time from the messages of their parents `mu` to what is stored of their
-// leaves: beliefs or, if these are asked for instead, predictions that leave the leaf out. n parents; `out` is room
-// for the messages of a level.
-template <class P, int Q> HF_INLINE void
-last_level(const hf_level& level, int depth, const PairSquare<typename P::Scalar>& square, const hf_infer_args& args,
-           const Rows& rows, int64_t n, const typename P::V* mu, const typename P::V* nu, typename P::V* out,
-           Range<P>& range, typename P::Scalar& bound) {
+// leaves: beliefs or, if these are asked for instead, predictions that leave the leaf out. `out` is room for the
+// messages of a level.
+template <class P, int Q> HF_NOINLINE void
+last_level(const hf_model& m, const hf_infer_args& args, const Rows& rows, const PairSquare<typename P::Scalar>& square,
+           const typename P::V* mu, const typename P::V* nu, typename P::V* out, Range<P>& range,
+           typename P::Scalar& bound) {
     using T = typename P::Scalar;
+    const hf_level& level = m.levels[m.depth - 1];
+    const int64_t n = n_nodes(m, m.depth - 1);
     const int q = Q > 0 ? Q : level.n_symbols;
     const bool without = args.leave_one_out != nullptr;
-    T* to = static_cast<T*>(without ? args.leave_one_out : args.beliefs[depth]);
+    T* to = static_cast<T*>(without ? args.leave_one_out : args.beliefs[m.depth]);
     const int64_t together = kValuesTogether > 2 * q ? kValuesTogether / (2 * q) : 1;
-    LevelScale<P> scale(range, bound);
+    LevelScale<P, true> scale(range, bound);
     for (int64_t i = 0; i < n;) {
         const int64_t end = i + 2 * together <= n ? i + together : n, leaves = 2 * (end - i);
         for (int64_t u = 0; i + u < end; ++u)

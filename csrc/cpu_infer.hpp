@@ -9,10 +9,9 @@ namespace HF_NAMESPACE {
 namespace {
 
 // Beliefs nu * mu of the n nodes of a level, normalised.
-template <class P, int Q> void store_beliefs(const Rows& rows, int64_t n, int alphabet, const typename P::V* nu,
-                                             const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
-                                             Range<P>& range) {
-    const int q = Q > 0 ? Q : alphabet;
+template <class P> void store_beliefs(const Rows& rows, int64_t n, int q, const typename P::V* nu,
+                                      const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
+                                      Range<P>& range) {
     for (int64_t i = 0; i < n; ++i) {
         typename P::V* belief = scratch + i * q;
         for (int a = 0; a < q; ++a) belief[a] = nu[i * q + a] * mu[i * q + a];
@@ -21,10 +20,6 @@ template <class P, int Q> void store_beliefs(const Rows& rows, int64_t n, int al
     store_rows<P>(scratch, rows, n * q, out);
     range.next_level();
 }
-
-template <int Arity, int Alphabet> struct Shape {
-    static constexpr int arity = Arity, alphabet = Alphabet;
-};
 
 template <class T> T smallest_positive(const T* x, int n) {
     T smallest = T(1);
@@ -83,8 +78,8 @@ template <class P> struct Plan {
     }
 };
 
-// The passes over one pack of rows. S and Q as in tree_messages.hpp.
-template <class P, int S, int Q> struct Passes {
+// The passes over one pack of rows. S as in tree_messages.hpp.
+template <class P, int S> struct Passes {
     using V = typename P::V;
     using I = typename P::I;
     using T = typename P::Scalar;
@@ -103,7 +98,7 @@ template <class P, int S, int Q> struct Passes {
     V evidence{};
 
     HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory)
-        : m(model), args(call), rows(r), plan(p), scratch(memory), q0(Q > 0 ? Q : m.alphabets[0]),
+        : m(model), args(call), rows(r), plan(p), scratch(memory), q0(m.alphabets[0]),
           prior(Numbers<T>::prior(m)), range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
 
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
@@ -113,8 +108,12 @@ template <class P, int S, int Q> struct Passes {
         V* out = nu(m.depth);
         T& bound = bounds[m.depth] = T(1);
         if (!args.log_fields) load_tokens<P>(m, args, rows, out);
-        else if (args.field_bytes == 4) load_fields<P, Q, float>(m, args, rows, out, shift, range, bound, invalid);
-        else load_fields<P, Q, double>(m, args, rows, out, shift, range, bound, invalid);
+        else
+            with_alphabet<P, true>(m.levels[m.depth - 1], [&](auto q) {
+                if (args.field_bytes == 4)
+                    load_fields<P, q.size, float>(m, args, rows, out, shift, range, bound, invalid);
+                else load_fields<P, 0, double>(m, args, rows, out, shift, range, bound, invalid);
+            });
     }
 
     // Upward to level `top`, from the leaves or from subtrees that a table knows.
@@ -131,12 +130,7 @@ template <class P, int S, int Q> struct Passes {
         } else leaves();
         for (int d = level - 1; d >= top; --d) {
             bounds[d] = next_bound(smallest(d), T(1), bounds[d + 1], m.arity, 1);
-            if (S == 2 && plan.squares[d].parent)
-                upward_level_pairs<P, Q>(m.levels[d], n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
-            else if (S == 2 && Q == 0 && args.log_fields)
-                upward_level<P, S, Q, true>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range,
-                                            bounds[d]);
-            else upward_level<P, S, Q>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
+            upward_from(d, n_nodes(m, d));
         }
     }
 
@@ -196,34 +190,30 @@ template <class P, int S, int Q> struct Passes {
         if (args.counts)
             for (int r = 0; r < m.n_counts; ++r) counts[r] = V{};
         for (;; ++d) {
-            const int q = Q > 0 ? Q : m.alphabets[d];
+            const int q = m.alphabets[d];
             const int64_t n = n_nodes(m, d);
             if (d > 0 && args.beliefs && args.beliefs[d])
-                store_beliefs<P, Q>(rows, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]), mu_below, range);
+                store_beliefs<P>(rows, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]), mu_below, range);
             if (d == m.depth) break;
             if (args.counts)
                 count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
                                   counts + m.levels[d].first_count, range);
             if (d >= plan.deepest) break;
             bound = next_bound(smallest(d), bound, bounds[d + 1], m.arity - 1, q);
-            if (S == 2 && d + 1 == m.depth && plan.last_at_once) {
-                last_level<P, Q>(m.levels[d], m.depth, plan.squares[d], args, rows, n, mu, nu(d + 1), mu_below, range, bound);
+            if (d + 1 == m.depth && plan.last_at_once) {
+                with_alphabet<P, true>(m.levels[d], [&](auto size) {
+                    last_level<P, size.size>(m, args, rows, plan.squares[d], mu, nu(d + 1), mu_below, range, bound);
+                });
                 return;
             }
-            if (args.causal)
-                downward_level<P, S, Q, true>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
-            else if (S == 2 && plan.squares[d].parent)
-                downward_level_pairs<P, Q>(m.levels[d], plan.squares[d], n, mu, nu(d + 1), mu_below, range, bound);
-            else if (S == 2 && Q == 0 && args.log_fields)
-                downward_level<P, S, Q, false, true>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
-            else downward_level<P, S, Q>(m.levels[d], m.arity, n, mu, nu(d + 1), mu_below, range, bound);
+            downward_from(d, n, mu, mu_below, bound);
             V* swap = mu;
             mu = mu_below;
             mu_below = swap;
         }
         if (args.counts) store_rows<P>(counts, rows, m.n_counts, static_cast<T*>(args.counts));
         if (args.leave_one_out) {
-            const int q = Q > 0 ? Q : m.alphabets[d];
+            const int q = m.alphabets[d];
             for (int64_t j = 0; j < n_nodes(m, d); ++j) normalise<P>(mu + j * q, q, mu_below + j * q);
             store_rows<P>(mu_below, rows, n_nodes(m, d) * q, static_cast<T*>(args.leave_one_out));
         }
@@ -243,6 +233,41 @@ template <class P, int S, int Q> struct Passes {
 
   private:
     HF_INLINE T smallest(int d) const { return plan.smallest[d]; }
+
+    // One level upward, to the n nodes of level d, in the way that suits its rules and the evidence.
+    HF_INLINE void upward_from(int d, int64_t n) {
+        const hf_level& level = m.levels[d];
+        if constexpr (S == 2) {
+            if (plan.squares[d].parent)
+                with_alphabet<P, true>(level, [&](auto q) {
+                    upward_level_pairs<P, q.size>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
+                });
+            else if (args.log_fields)
+                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
+            else
+                with_alphabet<P, false>(level, [&](auto q) {
+                    upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
+                });
+        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), nu(d), total, range, bounds[d]);
+    }
+
+    // And one downward, from them to their children.
+    HF_INLINE void downward_from(int d, int64_t n, const V* mu, V* below, T& bound) {
+        const hf_level& level = m.levels[d];
+        if (args.causal) return downward_level<P, S, 0, true>(level, m.arity, n, mu, nu(d + 1), below, range, bound);
+        if constexpr (S == 2) {
+            if (plan.squares[d].parent)
+                with_alphabet<P, true>(level, [&](auto q) {
+                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound);
+                });
+            else if (args.log_fields)
+                downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound);
+            else
+                with_alphabet<P, false>(level, [&](auto q) {
+                    downward_level<P, 2, q.size>(level, 2, n, mu, nu(d + 1), below, range, bound);
+                });
+        } else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound);
+    }
 
     // The root's weights; `best` is the exponent that no class of a star may reach, `below` what was in danger before.
     HF_INLINE void weigh_root(I below, I best) {
@@ -269,9 +294,9 @@ template <class P, int S, int Q> struct Passes {
     }
 };
 
-template <class P, int S, int Q>
+template <class P, int S>
 void infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
-    Passes<P, S, Q> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch));
+    Passes<P, S> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch));
     const bool windowed = args.window > 0;
     passes.upward(windowed && args.window > m.filter_level ? args.window : m.filter_level);
     if (!(windowed && args.window >= m.filter_level)) passes.meet(windowed);
@@ -280,24 +305,14 @@ void infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows, 
     if (args.log_evidence) passes.store_log(passes.evidence, args.log_evidence);
 }
 
-// Calls with the arity and the size of all alphabets where they are known to the compiler.
-template <class Call> void with_shape(const hf_model& m, const Call& call) {
-    bool four = m.arity == 2;
-    for (int d = 0; d <= m.depth; ++d) four = four && m.alphabets[d] == 4;
-    if (four) call(Shape<2, 4>());
-    else if (m.arity == 2) call(Shape<2, 0>());
-    else call(Shape<0, 0>());
-}
-
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
     const Plan<P> plan(m, args, scratch);
-    with_shape(m, [&](auto shape) {
-        for (int64_t row = begin; row < end; row += P::lanes) {
-            const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-            infer_pack<P, shape.arity, shape.alphabet>(m, args, rows, plan, scratch);
-        }
-    });
+    for (int64_t row = begin; row < end; row += P::lanes) {
+        const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
+        if (m.arity == 2) infer_pack<P, 2>(m, args, rows, plan, scratch);
+        else infer_pack<P, 0>(m, args, rows, plan, scratch);
+    }
     stream_fence();
 }
 

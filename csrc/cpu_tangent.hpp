@@ -32,7 +32,7 @@ template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_
     using T = typename P::Scalar;
     const hf_infer_args& out = args.evidence;
     V* scratch = static_cast<V*>(memory);
-    Passes<P, S, 0> passes(m, out, rows, plan, scratch);
+    Passes<P, S> passes(m, out, rows, plan, scratch);
     const int k = m.filter_level, depth = m.depth, q0 = m.alphabets[0];
     passes.upward(k);
     passes.meet(false);

@@ -23,6 +23,7 @@
 #else
 #define HF_INLINE inline __attribute__((always_inline))
 #endif
+#define HF_NOINLINE __attribute__((noinline)) // templates whose callers are large already
 
 namespace HF_NAMESPACE {
 
@@ -78,7 +79,7 @@ template <class T, int N> struct Pack {
     static constexpr int lanes = N;
 };
 
-template <class P> HF_INLINE typename P::V splat(typename P::Scalar x) { return typename P::V{} + x; }
+template <class P> HF_INLINE typename P::V splat(typename P::Scalar x) { return x - typename P::V{}; }
 template <class P> HF_INLINE typename P::I splat_int(typename P::Int x) { return typename P::I{} + x; }
 
 // Lane access, for loads, stores and the logarithm at the very end.

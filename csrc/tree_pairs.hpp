@@ -8,6 +8,23 @@
 
 namespace HF_NAMESPACE {
 
+// An alphabet that the compiler knows the size of; 0: of any size.
+template <int Size> struct Alphabet {
+    static constexpr int size = Size;
+};
+// Calls with that of a level, if parents and children have it and there is a text for it. Of soft evidence the common
+// sizes have one each, in the packs that large calls are made of.
+template <class P, bool Soft, class Call> HF_INLINE void with_alphabet(const hf_level& level, const Call& call) {
+    constexpr bool more = Soft && P::lanes > 1 && sizeof(typename P::Scalar) == sizeof(float);
+    const int q = level.n_parents == level.n_symbols ? level.n_symbols : 0;
+    if (q == 4) return call(Alphabet<4>());
+    if constexpr (more) {
+        if (q == 6) return call(Alphabet<6>());
+        if (q == 8) return call(Alphabet<8>());
+    }
+    call(Alphabet<0>());
+}
+
 // The rules of a level as a square: of the pair (b, c), its parent and its rule's probability, 0 where there is none.
 template <class T> struct PairSquare {
     int32_t* parent = nullptr; // null: walk the rules instead
@@ -126,11 +143,11 @@ HF_INLINE void downward_pairs(const PairSquare<typename P::Scalar>& square, int 
 }
 
 template <class P, int Q>
-HF_INLINE void upward_level_pairs(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
+HF_NOINLINE void upward_level_pairs(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
                                   typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents;
     const int64_t children = 2 * int64_t(Q > 0 ? Q : level.n_symbols);
-    LevelScale<P> scale(range, bound);
+    LevelScale<P, true> scale(range, bound);
     int64_t i = 0;
     for (; i + kNodesUp <= n; i += kNodesUp) {
         upward_pairs<P, Q, kNodesUp>(level, below + i * children, nu + i * qp);
@@ -144,11 +161,11 @@ HF_INLINE void upward_level_pairs(const hf_level& level, int64_t n, const typena
 }
 
 template <class P, int Q>
-HF_INLINE void downward_level_pairs(const hf_level& level, const PairSquare<typename P::Scalar>& square, int64_t n,
+HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<typename P::Scalar>& square, int64_t n,
                                     const typename P::V* mu, const typename P::V* nu_below, typename P::V* mu_below,
                                     Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
-    LevelScale<P> scale(range, bound);
+    LevelScale<P, true> scale(range, bound);
     for (int64_t i = 0; i < n; ++i) {
         downward_pairs<P, Q>(square, qc, mu + i * qp, nu_below + 2 * i * qc, mu_below + 2 * i * qc);
         scale.rescale(mu_below + 2 * i * qc, 2, qc);
