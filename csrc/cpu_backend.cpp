@@ -11,6 +11,7 @@
 
 #include "cpu_choose.hpp"
 #include "cpu_infer.hpp"
+#include "cpu_sample.hpp"
 #include "cpu_tangent.hpp"
 
 namespace HF_NAMESPACE {
@@ -21,33 +22,8 @@ constexpr int kLanes64 = HF_VECTOR_BYTES / 8;
 
 // ------------------------------------------------------------------------------------ sampling
 
-template <int N, class Token>
-void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
-    using U = typename LaneType<uint32_t, N>::type;
-    U* symbols = static_cast<U*>(scratch);
-    auto* tables = reinterpret_cast<RegisterLevel<N>*>(symbols + n_nodes(m, m.depth));
-    for (int d = m.filter_level; d < m.depth; ++d) tables[d].load(m.levels[d], m.arity);
-    for (int64_t row = begin; row < end; row += N) {
-        const int count = end - row < N ? static_cast<int>(end - row) : N;
-        int32_t roots[N];
-        if (args.roots)
-            for (int l = 0; l < N; ++l) roots[l] = args.roots[row + (l < count ? l : 0)];
-        const auto store = [&](int d, const U* level) {
-            const int64_t n = n_nodes(m, d);
-            if (args.levels[d]) store_tokens<N>(level, n, count, static_cast<Token*>(args.levels[d]) + row * n, n);
-        };
-        sample_tree<N>(m, tables, args.seed, args.start + static_cast<uint64_t>(row), args.roots ? roots : nullptr,
-                       symbols, store);
-    }
-}
-
-template <int N> size_t sample_bytes(const hf_model& m) {
-    return static_cast<size_t>(n_nodes(m, m.depth)) * sizeof(uint32_t) * N +
-           static_cast<size_t>(m.depth) * sizeof(RegisterLevel<N>);
-}
-
-size_t sample_scratch(const hf_model* m, int32_t narrow) {
-    return narrow ? sample_bytes<1>(*m) : sample_bytes<kLanes32>(*m);
+size_t sample_scratch(const hf_model* m, int32_t narrow) { // of either token type
+    return narrow ? SampleRoom<1, uint8_t>::bytes(*m) : SampleRoom<kLanes32, uint8_t>::bytes(*m);
 }
 
 void sample(const hf_model* m, const hf_sample_args* args, int64_t begin, int64_t end, int32_t narrow, void* scratch) {

@@ -38,9 +38,10 @@ void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows
             const int64_t n = n_nodes(m, d);
             const int64_t at = (rows.first * trees + j) * n, stride = trees * n;
             if (!args.levels[d]) return;
+            const auto symbol = [=](int64_t i) { return level[i]; };
             if (args.level_bytes == 1)
-                store_tokens<N>(level, n, rows.count, static_cast<uint8_t*>(args.levels[d]) + at, stride);
-            else store_tokens<N>(level, n, rows.count, static_cast<uint16_t*>(args.levels[d]) + at, stride);
+                store_tokens<N>(symbol, n, rows.count, static_cast<uint8_t*>(args.levels[d]) + at, stride);
+            else store_tokens<N>(symbol, n, rows.count, static_cast<uint16_t*>(args.levels[d]) + at, stride);
         };
         choose_tree<P, S>(
             m, draw, passes.root(), [&](int d) { return passes.nu(d); }, words, star_words, symbols, store);

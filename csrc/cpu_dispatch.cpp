@@ -91,6 +91,7 @@ int32_t over_threads(int64_t n, int64_t block, size_t scratch_bytes, int32_t num
             failed = true;
             return;
         }
+        *static_cast<uint64_t*>(scratch.get()) = 0; // nothing is prepared in it yet
         for (int64_t b = next++; b < blocks; b = next++) work(b * block, std::min(n, (b + 1) * block), scratch.get());
     };
     std::vector<std::thread> threads;
@@ -113,7 +114,7 @@ constexpr int64_t kSmallWork = 1 << 20;                 // and those below which
 // Rough cost of drawing one row: a node costs about as much as this many rule updates.
 int64_t draw_cost(const hf_model& m) {
     int64_t cost = 0, nodes = 1;
-    for (int d = 0; d <= m.depth; ++d, nodes *= m.arity) cost += d >= m.filter_level ? 4 * nodes : 0;
+    for (int d = 0; d <= m.depth; ++d, nodes *= m.arity) cost += d >= m.filter_level ? 2 * nodes : 0;
     return cost;
 }
 

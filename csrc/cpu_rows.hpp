@@ -1,47 +1,11 @@
 // Rows of memory into lanes, and back: tokens, fields, messages. For processors; a CUDA thread reads its own row.
 #pragma once
 
+#include "cpu_store.hpp"
 #include "tree_kernels.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
-
-// Rows of N lanes of 32-bit words, `n` a row, to memory as tokens, `stride` tokens from row to row: four bytes or two
-// halves of one row make a word, and a transposition of words makes 16 bytes of a row.
-template <int N, class Token>
-void store_tokens(const typename LaneType<uint32_t, N>::type* x, int64_t n, int count, Token* out, int64_t stride) {
-    using U = typename LaneType<uint32_t, N>::type;
-    constexpr int per_word = 4 / sizeof(Token);
-    int64_t i = 0;
-    if constexpr (N >= 4) {
-        if (stride == 1 && count == N) { // one token a row: the lanes are what memory wants
-            using Tokens = typename LaneType<Token, N>::type;
-            const Tokens narrow = __builtin_convertvector(x[0], Tokens);
-            __builtin_memcpy(out, &narrow, sizeof(narrow));
-            return;
-        }
-        const auto word = [&](int64_t at) {
-            U w = x[at];
-            for (int b = 1; b < per_word; ++b) w |= x[at + b] << (8 * static_cast<int>(sizeof(Token)) * b);
-            return w;
-        };
-        for (; i + 4 * per_word <= n; i += 4 * per_word) {
-            U w[4] = {word(i), word(i + per_word), word(i + 2 * per_word), word(i + 3 * per_word)};
-            transpose<N, 4>(w);
-            for (int l = 0; l < count; ++l)
-                __builtin_memcpy(out + l * stride + i, reinterpret_cast<const char*>(&w[l & 3]) + 16 * (l / 4), 16);
-        }
-        for (; i + per_word <= n; i += per_word) {
-            const U w = word(i);
-            for (int l = 0; l < count; ++l) {
-                const uint32_t bytes = w[l];
-                __builtin_memcpy(out + l * stride + i, &bytes, 4);
-            }
-        }
-    }
-    for (; i < n; ++i)
-        for (int l = 0; l < count; ++l) out[l * stride + i] = static_cast<Token>(element(const_cast<U&>(x[i]), l));
-}
 
 // Rows of one pack: lanes past the last row repeat the first, and are not stored.
 struct Rows {

@@ -243,7 +243,7 @@ template <class Token, int H, bool Whole> struct Sample {
         return symbol;
     }
 
-    // Runs of any tree, symbols level by level in place as in sample_tree.
+    // Runs of any tree, symbols level by level in place as in cpu_sample.hpp.
     static HF_INLINE void in_memory(const Draw<Token>& draw, int64_t row, int64_t run) {
         const Args& args = draw.args;
         const int64_t s = args.arity;

@@ -204,44 +204,41 @@ HF_INLINE void multiply_wide(uint32_t m, uint32_t x, uint32_t& hi, uint32_t& lo)
     hi = static_cast<uint32_t>(p >> 32);
     lo = static_cast<uint32_t>(p);
 }
-// Of lanes: x86 multiplies every other word, so the even and the odd ones in turn, then blended.
-template <class U> HF_INLINE void multiply_wide(uint32_t m, const U& x, U& hi, U& lo) {
-    constexpr int n = sizeof(U) / sizeof(uint32_t);
+// Of lanes: x86 multiplies the lower words of 64-bit lanes, whatever stands in their upper halves.
+template <class D> HF_INLINE D multiply_lower(const D& x, uint32_t m) {
+    constexpr int n = sizeof(D) / sizeof(uint64_t);
 #if defined(__AVX512F__) && !defined(__CUDACC__)
-    if constexpr (n == 16) {
-        const __m512i factor = _mm512_set1_epi32(static_cast<int>(m)), word = (__m512i)x;
-        const __m512i even = _mm512_mul_epu32(word, factor);
-        const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(word, 32), factor);
-        hi = (U)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
-        lo = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
-        return;
-    }
+    if constexpr (n == 8) return (D)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi32(static_cast<int>(m)));
 #endif
 #if defined(__AVX2__) && !defined(__CUDACC__)
-    if constexpr (n == 8) {
-        const __m256i factor = _mm256_set1_epi32(static_cast<int>(m)), word = (__m256i)x;
-        const __m256i even = _mm256_mul_epu32(word, factor);
-        const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(word, 32), factor);
-        hi = (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-        lo = (U)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-        return;
-    }
+    if constexpr (n == 4) return (D)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi32(static_cast<int>(m)));
 #endif
 #if defined(__SSE2__) && !defined(__CUDACC__)
-    if constexpr (n == 4) {
-        const __m128i factor = _mm_set1_epi32(static_cast<int>(m)), word = (__m128i)x;
-        const __m128i even = _mm_mul_epu32(word, factor);
-        const __m128i odd = _mm_mul_epu32(_mm_srli_epi64(word, 32), factor);
-        hi = (U)_mm_unpacklo_epi32(_mm_shuffle_epi32(even, 0x0D), _mm_shuffle_epi32(odd, 0x0D));
-        lo = (U)_mm_unpacklo_epi32(_mm_shuffle_epi32(even, 0x08), _mm_shuffle_epi32(odd, 0x08));
-        return;
-    }
+    if constexpr (n == 2) return (D)_mm_mul_epu32((__m128i)x, _mm_set1_epi32(static_cast<int>(m)));
 #endif
-    for (int l = 0; l < n; ++l) {
-        const uint64_t p = static_cast<uint64_t>(m) * x[l];
-        hi[l] = static_cast<uint32_t>(p >> 32);
-        lo[l] = static_cast<uint32_t>(p);
-    }
+    return (x & 0xFFFFFFFFu) * static_cast<uint64_t>(m);
+}
+
+// 32-bit lanes from the lower, or the upper, words of those of `even` and `odd` in turn.
+template <class U, class D> HF_INLINE U interleave_lower(const D& even, const D& odd) {
+    [[maybe_unused]] constexpr int n = sizeof(U) / sizeof(uint32_t);
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (n == 16) return (U)_mm512_mask_shuffle_epi32((__m512i)even, 0xAAAA, (__m512i)odd, _MM_PERM_CDAB);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+    if constexpr (n == 8) return (U)_mm256_blend_epi32((__m256i)even, _mm256_slli_epi64((__m256i)odd, 32), 0xAA);
+#endif
+    return (U)((even & 0xFFFFFFFFu) | odd << 32);
+}
+template <class U, class D> HF_INLINE U interleave_upper(const D& even, const D& odd) {
+    [[maybe_unused]] constexpr int n = sizeof(U) / sizeof(uint32_t);
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (n == 16) return (U)_mm512_mask_shuffle_epi32((__m512i)odd, 0x5555, (__m512i)even, _MM_PERM_CDAB);
+#endif
+#if defined(__AVX2__) && !defined(__CUDACC__)
+    if constexpr (n == 8) return (U)_mm256_blend_epi32(_mm256_srli_epi64((__m256i)even, 32), (__m256i)odd, 0xAA);
+#endif
+    return (U)(even >> 32 | (odd & ~uint64_t(0xFFFFFFFFu)));
 }
 
 // The natural logarithm of 2^exponent * x for x >= 0, in double precision, to an ulp or two; -inf for 0.
@@ -317,42 +314,27 @@ HF_INLINE void stream_fence() {
 #endif
 }
 
-// A table of up to N * parts words held in registers: a look-up for all lanes without touching memory.
-template <int N> struct RegisterTable {
-    using U = typename LaneType<uint32_t, N>::type;
-    // How many entries this instruction set can look up in a few instructions; none without a permutation.
-    static constexpr int capacity = N == 16 ? 64 : N == 8 ? 16 : 0;
-    static constexpr int parts = capacity ? capacity / N : 1;
-    U part[parts];
-
-    HF_INLINE void load(const uint32_t* entries, int n) {
-        for (int p = 0; p < parts; ++p, entries += N, n -= N) {
-            part[p] = U{};
-            if (n >= N) __builtin_memcpy(&part[p], entries, sizeof(U));
-            else
-                for (int l = 0; l < n; ++l) reinterpret_cast<uint32_t*>(&part[p])[l] = entries[l];
-        }
+// Entry i of a table of up to N * Parts words held in registers, for every lane, without touching memory. Of i only
+// as many bits count as such an index has.
+template <int N, int Parts> HF_INLINE typename LaneType<uint32_t, N>::type
+table_entry(const typename LaneType<uint32_t, N>::type* table, typename LaneType<uint32_t, N>::type i) {
+    if constexpr (Parts == 1) return __builtin_shuffle(table[0], i);
+    else if constexpr (Parts == 2) return __builtin_shuffle(table[0], table[1], i);
+    else {
+        const auto low = table_entry<N, Parts / 2>(table, i), high = table_entry<N, Parts / 2>(table + Parts / 2, i);
+        return (i & (N * Parts / 2)) != 0 ? high : low;
     }
-    // `wide`: more than 2 N entries are in use.
-    HF_INLINE U at(U index, bool wide) const {
-        if constexpr (capacity == 0) return index;
-        else {
-            const U low = __builtin_shuffle(part[0], part[1], index);
-            if constexpr (parts == 4)
-                if (wide) return (index & (2 * N)) != 0 ? __builtin_shuffle(part[2], part[3], index) : low;
-            return low;
-        }
-    }
-};
+}
 
-// Transposes B packs in place, within every block of B of their N lanes: x[i] of a block's lane j and x[j] of its
-// lane i change places.
-template <int N, int B, class V> HF_INLINE void transpose(V* x) {
+// Transposes B packs in place, within every block of Block of their N lanes: with B lanes to a block, x[i] of a block's
+// lane j and x[j] of its lane i change places; with more, the B words of a lane come to stand together, lane after
+// lane.
+template <int N, int B, int Block = B, class V> HF_INLINE void transpose(V* x) {
     using I = typename LaneType<typename LaneIndex<sizeof(V) / N>::type, N>::type;
     I low{}, high{};
     for (int l = 0; l < N; ++l) {
-        low[l] = l / B * B + l % B / 2 + (l & 1 ? N : 0);
-        high[l] = low[l] + B / 2;
+        low[l] = l / Block * Block + l % Block / 2 + (l & 1 ? N : 0);
+        high[l] = low[l] + Block / 2;
     }
     // A riffle of the packs half of B apart, log2 B times over, is a transposition.
     V other[B];

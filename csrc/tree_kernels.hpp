@@ -1,4 +1,4 @@
-// THE compiled text: sampling and message passing for one pack of samples.
+// THE compiled text of message passing for one pack of samples. (Sampling: cpu_sample.hpp, cuda_sample.hpp.)
 //
 // A lane is a sample. Rules are walked in order, the same for all lanes, so the work is proportional
 // to the number of rules and there is no divergence. hfilter/reference.py is the same text in Python;
