@@ -10,7 +10,7 @@
 #define HF_NAMESPACE HF_JOIN(hf_, HF_ISA)
 
 #include "cpu_choose.hpp"
-#include "cpu_infer.hpp"
+#include "cpu_parse.hpp"
 #include "cpu_sample.hpp"
 #include "cpu_tangent.hpp"
 
@@ -45,15 +45,17 @@ template <class P> size_t layout_bytes(const hf_model& m, const hf_infer_args& a
 }
 
 size_t infer_scratch(const hf_model* m, const hf_infer_args* args, int32_t narrow) {
+    using Wide = Pack<float, kLanes32>;
     if (args->value_bytes == 4)
-        return narrow ? layout_bytes<Pack<float, 1>>(*m, *args) : layout_bytes<Pack<float, kLanes32>>(*m, *args);
+        return narrow ? layout_bytes<Pack<float, 1>>(*m, *args)
+                      : larger(layout_bytes<Wide>(*m, *args), parse_packs<Wide>(*m) * sizeof(Wide::V));
     return narrow ? layout_bytes<Pack<double, 1>>(*m, *args) : layout_bytes<Pack<double, kLanes64>>(*m, *args);
 }
 
 void infer(const hf_model* m, const hf_infer_args* args, int64_t begin, int64_t end, int32_t narrow, void* scratch) {
     if (args->value_bytes == 4) {
         if (narrow) infer_rows<Pack<float, 1>>(*m, *args, begin, end, scratch);
-        else infer_rows<Pack<float, kLanes32>>(*m, *args, begin, end, scratch);
+        else parse_or_infer_rows<Pack<float, kLanes32>>(*m, *args, begin, end, scratch);
     } else {
         if (narrow) infer_rows<Pack<double, 1>>(*m, *args, begin, end, scratch);
         else infer_rows<Pack<double, kLanes64>>(*m, *args, begin, end, scratch);
@@ -94,7 +96,7 @@ void tangent(const hf_model* m, const hf_tangent_args* args, int64_t begin, int6
 hf_table_size table_size(const hf_model* m) {
     const TableShape shape(*m);
     if (shape.height == 0) return {0, 0};
-    return {shape.least() + 1, shape.combinations};
+    return {shape.least() + 1 + ParseShape(*m).words, shape.combinations};
 }
 
 using TablePack = Pack<float, kLanes32>;
@@ -109,6 +111,7 @@ void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
         least = smaller(least,
                         fill_table<TablePack>(*m, shape, first, static_cast<TablePack::V*>(scratch), values, powers));
     values[shape.least()] = least;
+    ParseTable(*m, nullptr).fill(*m, values + shape.least() + 1);
 }
 
 } // namespace

@@ -1,0 +1,96 @@
+"""Leave-one-out predictions of fully seen rows have a way of their own: bit for bit the general one's answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hfilter
+from hfilter import Grammar, TreeModel
+
+COMPILED = tuple(
+    name for name in ("avx512", "avx2", "portable")
+    if name in hfilter.backends() and hfilter.backends()[name].available
+)  # fmt: skip
+pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiled backend")
+SIZES = (1, 2, 15, 16, 17, 33)
+
+
+def rows_of(model: TreeModel, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of the model, a third of them with a symbol changed, which may make them impossible."""
+    rows = model.sample(n, seed=int(rng.integers(1 << 30))).leaves.copy()
+    changed = rng.random(n) < 1 / 3
+    places = rng.integers(0, model.n_leaves, n)
+    rows[changed, places[changed]] = rng.integers(0, model.vocab_size, changed.sum())
+    return rows
+
+
+def assert_same_ways(model: TreeModel, rows: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """A row alone goes the general way, without tables."""
+    for name in COMPILED:
+        one = [
+            model.leave_one_out(rows[i : i + 1], None if mask is None else mask[i : i + 1], backend=name)
+            for i in range(len(rows))
+        ]  # fmt: skip
+        many = max(1, 4 * (model.vocab_size + 1) ** 4 // rows.size)
+        model.leave_one_out(np.tile(rows, (min(many, 400), 1)), backend=name)  # large enough for tables
+        for n in (*SIZES, len(rows)):
+            some = model.leave_one_out(rows[:n], None if mask is None else mask[:n], backend=name)
+            np.testing.assert_array_equal(some, np.concatenate(one)[:n], err_msg=f"{name}, {n} rows")
+
+
+@settings(max_examples=25, deadline=None)
+@given(q=st.integers(2, 17), depth=st.integers(1, 6), seed=st.integers(0, 99), data=st.data())
+def test_parsed_rows_are_the_general_ones(q, depth, seed, data):
+    r = data.draw(st.integers(1, q))
+    depth = min(depth, 4 if q > 8 else 6)
+    model = TreeModel(Grammar.log_normal(q, 1.0, seed, rules_per_symbol=r), depth)
+    assert_same_ways(model, rows_of(model, 40, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("k", range(4))
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar.random_hierarchy(5, 3, 3, n_classes=7, seed=1),
+        Grammar.random_hierarchy(9, 4, 3, n_classes=2, seed=1),
+        Grammar.random_hierarchy(4, 4, 3, n_classes=3, seed=1),
+        Grammar.random_hierarchy(3, 2, 3, n_classes=3, seed=1, arity=3),
+        Grammar.dense(4, 1.0, 1),
+        Grammar.published(4, 1.0, 0),
+        Grammar.parity(),
+    ],
+    ids=["levels 7-5", "levels 2-9", "levels 3-4", "arity 3", "ambiguous", "published", "parity"],
+)
+def test_what_cannot_be_parsed_takes_the_general_way(grammar, k, rng):
+    model = TreeModel(grammar, 3, k)
+    assert_same_ways(model, rows_of(model, 40, rng))
+
+
+@pytest.mark.parametrize("hidden", [0.01, 0.2, 1.0])
+def test_rows_with_hidden_leaves_beside_rows_without(hidden, rng):
+    model = TreeModel(Grammar.published(4, 1.0, 0), 4)
+    rows = rows_of(model, 100, rng)
+    assert_same_ways(model, rows, rng.random(rows.shape) < hidden)
+    rows[rng.random(rows.shape) < hidden] = model.mask_token
+    assert_same_ways(model, rows)
+
+
+def test_two_bytes_a_token_and_large_results(rng):
+    model = TreeModel(Grammar.published(4, 1.0, 0), 4)
+    rows = model.sample(20_000, seed=1).leaves  # results beyond what the caches hold
+    want = model.leave_one_out(rows)
+    np.testing.assert_array_equal(model.leave_one_out(rows.astype(np.uint16)), want)
+    for at in (0, 7_777, 19_999):
+        np.testing.assert_array_equal(model.leave_one_out(rows[at : at + 1])[0], want[at])
+
+
+@pytest.mark.parametrize("least", [1e-3, 1e-12, 1e-30])
+def test_probabilities_near_the_end_of_the_range(least, rng):
+    tensor = np.zeros((3, 3, 3))
+    tensor[[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0]] = [least, 1 - least] * 3
+    model = TreeModel(Grammar.from_tensor(tensor), 3)
+    rows = rng.integers(0, 3, (40, 8)).astype(np.uint8)
+    assert_same_ways(model, np.concatenate([rows, rows_of(model, 40, rng)]))
