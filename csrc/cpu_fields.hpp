@@ -50,7 +50,7 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
     V sum{};    // of all fields so relative: NaN if one is
     V lowest{}; // relative to the largest field of the leaf: of all fields, or of the finite ones if `careful`
     const auto all_leaves = [&](auto careful) {
-        shift = typename LaneType<double, N>::type{};
+        typename LaneType<double, N>::type tops{};
         lowest = V{};
         for (int64_t j = 0, loaded = 0; j < n; ++j) {
             if constexpr (sizeof(Field) == sizeof(T))
@@ -63,7 +63,7 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
             Given top = field(j * q);
             for (int x = 1; x < q; ++x) top = larger(top, field(j * q + x));
             top = top > minus_infinity ? top : Given{};
-            shift += convert(top, typename LaneType<double, N>::type{});
+            tops += convert(top, typename LaneType<double, N>::type{});
             const Wide origin = convert(top, Wide{});
             V least{};
             for (int x = 0; x < q; ++x) {
@@ -80,6 +80,7 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
             }
             lowest = smaller(lowest, least);
         }
+        shift = tops;
     };
     all_leaves(False{});
     // Something became zero? If it was finite, only too far below for the type, it must not pass for impossible.
@@ -105,7 +106,7 @@ last_level(const hf_model& m, const hf_infer_args& args, const Rows& rows, const
     const bool without = args.leave_one_out != nullptr;
     T* to = static_cast<T*>(without ? args.leave_one_out : args.beliefs[m.depth]);
     const int64_t together = kValuesTogether > 2 * q ? kValuesTogether / (2 * q) : 1;
-    LevelScale<P, true> scale(range, bound);
+    LevelScale<P> scale(range, bound);
     for (int64_t i = 0; i < n;) {
         const int64_t end = i + 2 * together <= n ? i + together : n, leaves = 2 * (end - i);
         for (int64_t u = 0; i + u < end; ++u)

@@ -49,7 +49,7 @@ template <class P> struct Plan {
             !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
             table.height = 0;
         last_at_once = deepest == m.depth && squares[m.depth - 1].parent && !args.causal && !args.counts &&
-                       !args.leave_one_out != !args.beliefs[m.depth];
+                       !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
     }
 
     // What calls need besides their layout, in bytes.
@@ -63,7 +63,8 @@ template <class P> struct Plan {
 
   private:
     static bool told_before(const hf_model& m, int d) {
-        return d > m.filter_level && m.levels[d].children == m.levels[d - 1].children;
+        return d > m.filter_level && m.levels[d].children == m.levels[d - 1].children &&
+               Numbers<T>::prob(m.levels[d]) == Numbers<T>::prob(m.levels[d - 1]);
     }
     void fill_squares(const hf_model& m, char* memory) {
         for (int d = m.filter_level; d < m.depth; ++d) {

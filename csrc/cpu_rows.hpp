@@ -95,8 +95,15 @@ template <class P> HF_INLINE void load_rows(const typename P::Scalar* values, in
     } else {
         for (int64_t done = 0; size >= N && done < size; done += N) {
             const int64_t at = done < size - N ? done : size - N; // the last block may overlap the one before
-            for (int l = 0; l < N; ++l) __builtin_memcpy(out + at + l, values + rows(l) * stride + at, sizeof(*out));
-            transpose<N, N>(out + at);
+            const typename P::Scalar* from = values + rows.first * stride + at;
+            typename P::V block[N];
+            if (rows.count == N)
+                for (int l = 0; l < N; ++l, from += stride) __builtin_memcpy(&block[l], from, sizeof(*out));
+            else
+                for (int l = 0; l < N; ++l)
+                    __builtin_memcpy(&block[l], from + (l < rows.count ? l : 0) * stride, sizeof(*out));
+            transpose<N, N>(block);
+            for (int i = 0; i < N; ++i) out[at + i] = block[i];
         }
         for (int64_t i = 0; size < N && i < size; ++i)
             for (int l = 0; l < N; ++l) set_lane<P>(out[i], l, values[rows(l) * stride + i]);
@@ -122,8 +129,10 @@ template <class P> HF_INLINE void store_rows(const typename P::V* x, const Rows&
             for (int i = 0; i < N; ++i) block[i] = x[at + i];
             transpose<N, N>(block);
             typename P::Scalar* to = out + rows.first * stride + at;
-            if (stream)
-                for (int l = 0; l < rows.count; ++l, to += stride) stream_store(to, block[l]);
+            if (stream && rows.count == N)
+                for (int l = 0; l < N; ++l, to += stride) stream_store(to, block[l]);
+            else if (rows.count == N)
+                for (int l = 0; l < N; ++l, to += stride) __builtin_memcpy(to, &block[l], sizeof(*x));
             else
                 for (int l = 0; l < rows.count; ++l, to += stride) __builtin_memcpy(to, &block[l], sizeof(*x));
         }

@@ -7,6 +7,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include <type_traits>
 #if defined(__SSE2__) && !defined(__CUDACC__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12, of its own header
@@ -113,8 +115,21 @@ template <class P> HF_INLINE typename P::V from_bits(typename P::I i) {
     return v;
 }
 
-template <class V> HF_INLINE V larger(V a, V b) { return a > b ? a : b; }
-template <class V> HF_INLINE V smaller(V a, V b) { return a < b ? a : b; }
+// What the instructions for maxima do, if one is NaN too; the compiler does not find them in every guise.
+template <class V> HF_INLINE V larger(V a, V b) {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (std::is_same_v<V, LaneType<float, 16>::type>) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    else
+#endif
+        return a > b ? a : b;
+}
+template <class V> HF_INLINE V smaller(V a, V b) {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (std::is_same_v<V, LaneType<float, 16>::type>) return (V)_mm512_min_ps((__m512)a, (__m512)b);
+    else
+#endif
+        return a < b ? a : b;
+}
 
 // A mask of the pack's integer type (all ones or zero), whatever a comparison yields.
 template <class P, class M> HF_INLINE typename P::I as_mask(M m) {
@@ -176,7 +191,7 @@ template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
     constexpr T magic = F::round_magic + static_cast<T>(F::bias - 1);
     const V rounded = multiply_add<P>(y, splat<P>(T(1.44269504088896340736)), splat<P>(magic));
     const V k = rounded - magic;
-    const V r = multiply_add<P>(-k, splat<P>(F::ln2_lo), multiply_add<P>(-k, splat<P>(F::ln2_hi), y));
+    const V r = multiply_add<P>(k, splat<P>(-F::ln2_lo), multiply_add<P>(k, splat<P>(-F::ln2_hi), y));
     V twice; // 2 exp(r)
     if constexpr (sizeof(T) == sizeof(float)) { // of degree 6, nearest to exp in relative error (3e-9)
         twice = splat<P>(2 * 1.3814599e-3f);

@@ -75,10 +75,8 @@ template <class P> struct Range {
 };
 
 // Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry can
-// be in danger. If Soft, messages in no danger stay as they are: all that would change is a power of two, and from level
-// to level they grow by no more than the bound shrinks. (Of tokens the rows in danger are the same everywhere, so there
-// all messages are normalised.)
-template <class P, bool Soft> class LevelScale {
+// be in danger.
+template <class P> class LevelScale {
   public:
     HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound)
         : range_(range), bound_(bound), harmless_(range.harmless(bound)) {}
@@ -86,9 +84,9 @@ template <class P, bool Soft> class LevelScale {
     // n messages of q entries, one after the other.
     HF_INLINE void rescale(typename P::V* x, int64_t n, int q) {
         if (harmless_)
-            for (int64_t i = 0; i < n; ++i) rescale_one<!Soft, false>(x + i * q, q);
+            for (int64_t i = 0; i < n; ++i) rescale_one<false>(x + i * q, q);
         else
-            for (int64_t i = 0; i < n; ++i) rescale_one<true, true>(x + i * q, q);
+            for (int64_t i = 0; i < n; ++i) rescale_one<true>(x + i * q, q);
     }
     // The sum of the exponents taken out of n messages in all (of a zero message: anything); `bound` becomes that of
     // the level.
@@ -99,15 +97,14 @@ template <class P, bool Soft> class LevelScale {
             range_.smallest = smaller(range_.smallest, least_);
             bound_ = lowest_lane<P>(least_);
         }
-        return Soft && harmless_ ? typename P::I{} : total_ - static_cast<typename P::Int>(n) * Range<P>::bias;
+        return total_ - static_cast<typename P::Int>(n) * Range<P>::bias;
     }
 
   private:
-    template <bool Normalise, bool Watch> HF_INLINE void rescale_one(typename P::V* x, int q) {
+    template <bool Watch> HF_INLINE void rescale_one(typename P::V* x, int q) {
         typename P::V top = x[0];
         for (int a = 1; a < q; ++a) top = larger(top, x[a]);
         lowest_top_ = smaller(lowest_top_, top);
-        if constexpr (!Normalise) return;
         const typename P::I e = biased_exponent<P>(top);
         total_ += e;
         const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias - e);
@@ -127,9 +124,9 @@ template <class P, bool Soft> class LevelScale {
 };
 
 // All messages of a level at once.
-template <class P, bool Soft = false>
+template <class P>
 HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range, typename P::Scalar& bound) {
-    LevelScale<P, Soft> scale(range, bound);
+    LevelScale<P> scale(range, bound);
     scale.rescale(x, n, q);
     return scale.finish(n);
 }
@@ -198,7 +195,7 @@ HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const t
     for (; i + kNodesUp <= n; i += kNodesUp)
         upward_nodes<P, S, Q, kNodesUp, Fused>(level, arity, below + i * children, nu + i * qp);
     for (; i < n; ++i) upward_nodes<P, S, Q, 1, Fused>(level, arity, below + i * children, nu + i * qp);
-    total += rescale_level<P, Fused>(nu, n, qp, range, bound);
+    total += rescale_level<P>(nu, n, qp, range, bound);
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r'); if Causal, only
@@ -265,7 +262,7 @@ HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const
                                                     mu_below + i * children);
     for (; i < n; ++i)
         downward_nodes<P, S, Q, 1, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
-    rescale_level<P, Fused>(mu_below, n * s, qc, range, bound);
+    rescale_level<P>(mu_below, n * s, qc, range, bound);
 }
 
 // Adds to `counts` the posterior probability of every rule at each of the n nodes of a level, from their downward

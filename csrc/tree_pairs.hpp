@@ -147,7 +147,7 @@ HF_NOINLINE void upward_level_pairs(const hf_level& level, int64_t n, const type
                                   typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents;
     const int64_t children = 2 * int64_t(Q > 0 ? Q : level.n_symbols);
-    LevelScale<P, true> scale(range, bound);
+    LevelScale<P> scale(range, bound);
     int64_t i = 0;
     for (; i + kNodesUp <= n; i += kNodesUp) {
         upward_pairs<P, Q, kNodesUp>(level, below + i * children, nu + i * qp);
@@ -165,7 +165,7 @@ HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<ty
                                     const typename P::V* mu, const typename P::V* nu_below, typename P::V* mu_below,
                                     Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
-    LevelScale<P, true> scale(range, bound);
+    LevelScale<P> scale(range, bound);
     for (int64_t i = 0; i < n; ++i) {
         downward_pairs<P, Q>(square, qc, mu + i * qp, nu_below + 2 * i * qc, mu_below + 2 * i * qc);
         scale.rescale(mu_below + 2 * i * qc, 2, qc);

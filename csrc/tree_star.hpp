@@ -152,7 +152,7 @@ template <class P> struct Star {
         const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
         WideNumber<P>* product = suffix + q0;
         typename P::Scalar unknown = 0; // bound: to be watched
-        LevelScale<P, false> scale(range, unknown);
+        LevelScale<P> scale(range, unknown);
         for (int64_t i = n - 1; i >= 0; --i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
             for (int a = 0; a < q0; ++a) {
