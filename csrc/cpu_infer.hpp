@@ -4,6 +4,7 @@
 #include "cpu_fields.hpp"
 #include "subtree_table.hpp"
 #include "tree_choose.hpp"
+#include "tree_dense.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
@@ -33,14 +34,17 @@ template <class P> struct Plan {
     Layout<P> at;
     TableShape table;
     T smallest[64];            // probability of a level's rules
+    bool all_pairs[64];        // whether they are all there can be
     PairSquare<T> squares[64]; // of soft evidence, where there is one
     int deepest;               // level that an output asks the downward pass for
     bool last_at_once;         // the last level can be had with what is asked of the leaves
 
     Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr) : at(m, args), table(m) {
         if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
-        for (int d = m.filter_level; d < m.depth; ++d)
+        for (int d = m.filter_level; d < m.depth; ++d) {
             smallest[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
+            all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
+        }
         deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
         for (int d = 1; d <= m.depth; ++d)
             if (args.beliefs && args.beliefs[d] && deepest < d) deepest = d;
@@ -122,11 +126,11 @@ template <class P, int S> struct Passes {
         int level = m.depth;
         if (plan.table.height > 0) {
             if constexpr (sizeof(T) == sizeof(float)) {
-                auto* symbols = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(nu(level));
-                load_symbols<P>(m, args, rows, symbols);
+                auto* entries = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(nu(level));
+                find_entries<P::lanes>(m, plan.table, args, rows, entries);
                 level -= plan.table.height;
                 bounds[level] = args.table_values[plan.table.least()];
-                total = look_up_level<P>(m, plan.table, args, symbols, nu(level), range);
+                total = look_up_level<P>(m, plan.table, args, entries, nu(level), range);
             }
         } else leaves();
         for (int d = level - 1; d >= top; --d) {
@@ -245,6 +249,8 @@ template <class P, int S> struct Passes {
                 });
             else if (args.log_fields)
                 upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
+            else if (plan.all_pairs[d])
+                upward_all_pairs<P, 4>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
                     upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);

@@ -22,7 +22,10 @@ template <int N> HF_INLINE void load_words(const void* bytes, int64_t stride, co
     if constexpr (N >= 4) {
         for (int l = 0; l < 4; ++l) {
             const char* quarters[N / 4];
-            for (int b = 0; b < N / 4; ++b) quarters[b] = from + rows(4 * b + l) * stride;
+            if (rows.count == N)
+                for (int b = 0; b < N / 4; ++b) quarters[b] = from + (rows.first + 4 * b + l) * stride;
+            else
+                for (int b = 0; b < N / 4; ++b) quarters[b] = from + rows(4 * b + l) * stride;
             w[l] = from_quarters<typename LaneType<uint32_t, N>::type, N / 4>(quarters);
         }
         transpose<N, 4>(w);

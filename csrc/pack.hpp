@@ -99,9 +99,13 @@ template <class P> HF_INLINE void set_lane(typename P::V& v, int l, typename P::
 }
 
 template <class P> HF_INLINE typename P::Scalar lowest_lane(const typename P::V& v) {
-    typename P::Scalar lowest = lane<P>(v, 0);
-    for (int l = 1; l < P::lanes; ++l) lowest = lane<P>(v, l) < lowest ? lane<P>(v, l) : lowest;
-    return lowest;
+    if constexpr (P::lanes == 1) return v;
+    else {
+        using Half = Pack<typename P::Scalar, P::lanes / 2>;
+        typename Half::V parts[2];
+        __builtin_memcpy(parts, &v, sizeof(v));
+        return lowest_lane<Half>(parts[0] < parts[1] ? parts[0] : parts[1]);
+    }
 }
 
 template <class P> HF_INLINE typename P::I bits_of(typename P::V v) {
@@ -256,11 +260,33 @@ template <class U, class D> HF_INLINE U interleave_upper(const D& even, const D&
     return (U)(even >> 32 | (odd & ~uint64_t(0xFFFFFFFFu)));
 }
 
+// Bytes of a register of this instruction set.
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
 // The natural logarithm of 2^exponent * x for x >= 0, in double precision, to an ulp or two; -inf for 0.
 template <class P>
 HF_INLINE typename LaneType<double, P::lanes>::type log_scaled(typename P::V x, typename P::I exponent) {
     using D = Pack<double, P::lanes>;
     using V = typename D::V;
+    // A pack of wider numbers than a register holds is done half by half: compilers make bad code of its conversions.
+    if constexpr (P::lanes * int(sizeof(double)) > kRegisterBytes && P::lanes > 1) {
+        using Half = Pack<typename P::Scalar, P::lanes / 2>;
+        typename Half::V parts[2];
+        typename Half::I exponents[2];
+        typename LaneType<double, P::lanes / 2>::type logs[2];
+        __builtin_memcpy(parts, &x, sizeof(x));
+        __builtin_memcpy(exponents, &exponent, sizeof(exponent));
+        for (int i = 0; i < 2; ++i) logs[i] = log_scaled<Half>(parts[i], exponents[i]);
+        V both;
+        __builtin_memcpy(&both, logs, sizeof(both));
+        return both;
+    }
     V z, power;
     if constexpr (P::lanes == 1) {
         z = static_cast<double>(x);

@@ -68,7 +68,9 @@ template <class P> float fill_table(const hf_model& m, const TableShape& shape, 
         typename P::V* nu = below + n * m.arity * m.alphabets[d + 1];
         float bound = 0; // nothing is known: to be watched
         const I before = range.spent;
-        upward_level<P, 0, 0>(m.levels[d], m.arity, n, below, nu, total, range, bound);
+        // In the order of operations that the passes of the arity have.
+        if (m.arity == 2) upward_level<P, 2, 0>(m.levels[d], m.arity, n, below, nu, total, range, bound);
+        else upward_level<P, 0, 0>(m.levels[d], m.arity, n, below, nu, total, range, bound);
         cancelled[h] = range.spent - before;
         below = nu;
     }
@@ -82,20 +84,20 @@ template <class P> float fill_table(const hf_model& m, const TableShape& shape, 
     return lowest_lane<P>(range.smallest);
 }
 
-// Entry at[l] of lane l, as q packs.
-template <class P>
-HF_INLINE void look_up(const float* values, int64_t stride, const uint32_t* at, int q, typename P::V* out) {
+// The entry that lies at[l] bytes from `values` for lane l, as q packs. Addresses are made one by one: `volatile` keeps
+// compilers from making them in vectors, out of which every one has to be taken again.
+template <class P> HF_INLINE void look_up(const float* values, const volatile uint32_t* at, int q, typename P::V* out) {
     constexpr int N = P::lanes;
+    const char* from = reinterpret_cast<const char*>(values);
     if constexpr (N < 4) {
         for (int l = 0; l < N; ++l)
-            for (int a = 0; a < q; ++a) set_lane<P>(out[a], l, values[at[l] * stride + a]);
+            for (int a = 0; a < q; ++a) set_lane<P>(out[a], l, reinterpret_cast<const float*>(from + at[l])[a]);
     } else {
         for (int a = 0; a < q; a += 4) {
             typename P::V block[4];
             for (int l = 0; l < 4; ++l) {
                 const char* quarters[N / 4];
-                for (int b = 0; b < N / 4; ++b)
-                    quarters[b] = reinterpret_cast<const char*>(values + at[4 * b + l] * stride + a);
+                for (int b = 0; b < N / 4; ++b) quarters[b] = from + at[4 * b + l] + a * sizeof(float);
                 block[l] = from_quarters<typename P::V, N / 4>(quarters);
             }
             transpose<N, 4>(block);
@@ -104,26 +106,73 @@ HF_INLINE void look_up(const float* values, int64_t stride, const uint32_t* at, 
     }
 }
 
-// Messages of all nodes `height` levels above the leaves, from the leaves' symbols. Returns the exponents taken out.
+// The entries of all nodes `height` levels above the leaves, a pack a node. `out` has room for all symbols.
+template <int N> HF_INLINE void find_entries(const hf_model& m, const TableShape& shape, const hf_infer_args& args,
+                                             const Rows& rows, typename LaneType<uint32_t, N>::type* out) {
+    using U = typename LaneType<uint32_t, N>::type;
+    const uint32_t q = static_cast<uint32_t>(m.alphabets[m.depth]), base = q + 1;
+    const int64_t leaves = n_nodes(m, m.depth);
+#if defined(__AVX512BW__) && !defined(__CUDACC__)
+    if constexpr (N == 16) // four bytes at a time: products of neighbours with the weights of their digits, added
+        if (args.token_bytes == 1 && leaves % 16 == 0 && base < 128 && (shape.leaves == 2 || shape.leaves == 4)) {
+            const __m512i hidden = _mm512_set1_epi8(static_cast<char>(q));
+            const __m512i digits = _mm512_set1_epi16(static_cast<short>(base | 1 << 8));
+            const __m512i halves = _mm512_set1_epi32(static_cast<int>(base * base | 1 << 16));
+            const auto* tokens = static_cast<const uint8_t*>(args.tokens);
+            for (int64_t j = 0; j < leaves; j += 16) {
+                U words[4], masks[4];
+                load_words<N>(tokens + j, leaves, rows, words);
+                if (args.mask) load_words<N>(args.mask + j, leaves, rows, masks);
+                for (int b = 0; b < 4; ++b) {
+                    __m512i symbols = _mm512_min_epu8((__m512i)words[b], hidden);
+                    if (args.mask) {
+                        const __mmask64 is_hidden = _mm512_test_epi8_mask((__m512i)masks[b], (__m512i)masks[b]);
+                        symbols = _mm512_mask_mov_epi8(symbols, is_hidden, hidden);
+                    }
+                    const __m512i pairs = _mm512_maddubs_epi16(symbols, digits);
+                    if (shape.leaves == 4) *out++ = (U)_mm512_madd_epi16(pairs, halves);
+                    else {
+                        *out++ = (U)pairs & 0xFFFFu;
+                        *out++ = (U)pairs >> 16;
+                    }
+                }
+            }
+            return;
+        }
+#endif
+    if (args.token_bytes == 1) load_symbols_of<N, uint8_t>(m, args, rows, out);
+    else load_symbols_of<N, uint16_t>(m, args, rows, out);
+    for (int64_t i = 0; i < leaves / shape.leaves; ++i) {
+        U index = out[i * shape.leaves];
+        for (int64_t j = 1; j < shape.leaves; ++j) index = index * base + out[i * shape.leaves + j];
+        out[i] = index;
+    }
+}
+
+// Messages of all nodes `height` levels above the leaves, from their entries. Returns the exponents taken out.
 template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, const TableShape& shape,
                                                          const hf_infer_args& args,
-                                                         const typename LaneType<uint32_t, P::lanes>::type* symbols,
+                                                         const typename LaneType<uint32_t, P::lanes>::type* entries,
                                                          typename P::V* nu, Range<P>& range) {
     using U = typename LaneType<uint32_t, P::lanes>::type;
     using I = typename P::I;
-    const uint32_t base = static_cast<uint32_t>(m.alphabets[m.depth]) + 1;
     const int q = m.alphabets[m.depth - shape.height];
     const int64_t n = n_nodes(m, m.depth - shape.height);
+    const uint32_t entry_bytes = static_cast<uint32_t>(shape.stride * static_cast<int64_t>(sizeof(float)));
     constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
     I total{}, most{}, most_above{};
     for (int64_t i = 0; i < n; ++i) {
-        U index = symbols[i * shape.leaves];
-        for (int64_t j = 1; j < shape.leaves; ++j) index = index * base + symbols[i * shape.leaves + j];
-        uint32_t at[P::lanes];
-        __builtin_memcpy(at, &index, sizeof(at));
-        look_up<P>(args.table_values, shape.stride, at, q, nu + i * q);
+        const U index = entries[i], bytes = index * entry_bytes;
+        uint32_t entry[P::lanes], at[P::lanes];
+        __builtin_memcpy(entry, &index, sizeof(entry));
+        __builtin_memcpy(at, &bytes, sizeof(at));
+        look_up<P>(args.table_values, at, q, nu + i * q);
         I powers{};
-        for (int l = 0; l < P::lanes; ++l) reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[at[l]];
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+        if constexpr (P::lanes == 16) powers = (I)_mm512_i32gather_epi32((__m512i)index, args.table_powers, 4);
+        else
+#endif
+            for (int l = 0; l < P::lanes; ++l) reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[entry[l]];
         total += powers >> (2 * kCancelBits);
         most = larger<I>(most, powers & cancel_mask);
         most_above = larger<I>(most_above, powers >> kCancelBits & cancel_mask);

@@ -35,10 +35,14 @@ def assert_same_ways(model: TreeModel, rows: np.ndarray, mask: np.ndarray | None
             for i in range(len(rows))
         ]  # fmt: skip
         many = max(1, 4 * (model.vocab_size + 1) ** 4 // rows.size)
-        model.leave_one_out(np.tile(rows, (min(many, 400), 1)), backend=name)  # large enough for tables
+        model.leave_one_out(
+            np.tile(rows, (min(many, 400), 1)), backend=name
+        )  # large enough for tables
         for n in (*SIZES, len(rows)):
             some = model.leave_one_out(rows[:n], None if mask is None else mask[:n], backend=name)
-            np.testing.assert_array_equal(some, np.concatenate(one)[:n], err_msg=f"{name}, {n} rows")
+            np.testing.assert_array_equal(
+                some, np.concatenate(one)[:n], err_msg=f"{name}, {n} rows"
+            )
 
 
 @settings(max_examples=25, deadline=None)
