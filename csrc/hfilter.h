@@ -90,8 +90,8 @@ typedef struct hf_infer_args {
     void* const* beliefs;   // (depth + 1) outputs (n, arity^d, q_d); null = not wanted; [0] unused
     void* leave_one_out;    // (n, L, q), or null
     uint8_t* status;        // (n) of hf_row_status
-    // A table of the upward messages of small subtrees of tokens, filled by hf_fill_table; null = none. Answers are
-    // the same to the last bit with it and without it.
+    // A table of the upward messages of small subtrees of tokens, and of the parses of pairs of symbols, filled by
+    // hf_fill_table; null = none. Answers are the same to the last bit with it and without it.
     const float* table_values;
     const int32_t* table_powers;
     // Which leaves a prediction (leave_one_out) is made from, besides its own leaf being left out.
