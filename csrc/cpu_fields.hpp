@@ -21,8 +21,8 @@ struct False {
 // Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
 template <class P, int Q, class Field>
 HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
-                 typename LaneType<double, P::lanes>::type& shift, Range<P>& range, typename P::Scalar& bound,
-                 typename P::I& invalid) {
+                             typename LaneType<double, P::lanes>::type& shift, Range<P>& range,
+                             typename P::Scalar& bound, typename P::I& invalid) {
     using V = typename P::V;
     using T = typename P::Scalar;
     constexpr int N = P::lanes;
@@ -47,7 +47,7 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
     const int64_t pack_bytes = n * q * N * static_cast<int64_t>(sizeof(Field));
     const Field* next = rows.first + 2 * N <= args.n ? fields + (rows.first + N) * n * q : nullptr;
     const int64_t together = kValuesTogether > q ? kValuesTogether / q : 1; // leaves read at a time
-    V sum{};    // of all fields so relative: NaN if one is
+    V sum{};                                                                // of all fields so relative: NaN if one is
     V lowest{}; // relative to the largest field of the leaf: of all fields, or of the finite ones if `careful`
     const auto all_leaves = [&](auto careful) {
         typename LaneType<double, N>::type tops{};
@@ -95,10 +95,10 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
 // The last level downward, a few nodes at a time from the messages of their parents `mu` to what is stored of their
 // leaves: beliefs or, if these are asked for instead, predictions that leave the leaf out. `out` is room for the
 // messages of a level.
-template <class P, int Q> HF_NOINLINE void
-last_level(const hf_model& m, const hf_infer_args& args, const Rows& rows, const PairSquare<typename P::Scalar>& square,
-           const typename P::V* mu, const typename P::V* nu, typename P::V* out, Range<P>& range,
-           typename P::Scalar& bound) {
+template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const hf_infer_args& args, const Rows& rows,
+                                                      const PairSquare<typename P::Scalar>& square,
+                                                      const typename P::V* mu, const typename P::V* nu,
+                                                      typename P::V* out, Range<P>& range, typename P::Scalar& bound) {
     using T = typename P::Scalar;
     const hf_level& level = m.levels[m.depth - 1];
     const int64_t n = n_nodes(m, m.depth - 1);

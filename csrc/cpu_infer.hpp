@@ -103,8 +103,8 @@ template <class P, int S> struct Passes {
     V evidence{};
 
     HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory)
-        : m(model), args(call), rows(r), plan(p), scratch(memory), q0(m.alphabets[0]),
-          prior(Numbers<T>::prior(m)), range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
+        : m(model), args(call), rows(r), plan(p), scratch(memory), q0(m.alphabets[0]), prior(Numbers<T>::prior(m)),
+          range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
 
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
     HF_INLINE V* root() const { return scratch + plan.at.root; }
@@ -249,8 +249,7 @@ template <class P, int S> struct Passes {
                 });
             else if (args.log_fields)
                 upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
-            else if (plan.all_pairs[d])
-                upward_all_pairs<P, 4>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
+            else if (plan.all_pairs[d]) upward_all_pairs<P, 4>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
                     upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);

@@ -190,13 +190,13 @@ template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
     using F = Format<T>;
     using V = typename P::V;
     const V y = larger(x, splat<P>(F::exp_zero));
-    // An integer in the last bits of the mantissa, more by the bias, so that they are the exponent of a power of two: of
-    // half of it, since what comes out as 0 is then no less than a normal number.
+    // An integer in the last bits of the mantissa, more by the bias, so that they are the exponent of a power of two:
+    // of half of it, since what comes out as 0 is then no less than a normal number.
     constexpr T magic = F::round_magic + static_cast<T>(F::bias - 1);
     const V rounded = multiply_add<P>(y, splat<P>(T(1.44269504088896340736)), splat<P>(magic));
     const V k = rounded - magic;
     const V r = multiply_add<P>(k, splat<P>(-F::ln2_lo), multiply_add<P>(k, splat<P>(-F::ln2_hi), y));
-    V twice; // 2 exp(r)
+    V twice;                                    // 2 exp(r)
     if constexpr (sizeof(T) == sizeof(float)) { // of degree 6, nearest to exp in relative error (3e-9)
         twice = splat<P>(2 * 1.3814599e-3f);
         twice = multiply_add<P>(twice, r, splat<P>(2 * 8.3687166e-3f));

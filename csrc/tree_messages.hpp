@@ -74,8 +74,8 @@ template <class P> struct Range {
     }
 };
 
-// Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry can
-// be in danger.
+// Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry
+// can be in danger.
 template <class P> class LevelScale {
   public:
     HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound)
@@ -171,7 +171,8 @@ HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::
                     const V* right = child + qc + level.children[2 * rule + 1];
                     for (int u = 0; u < U; ++u) inner[u] = plus_product<P, Fused>(inner[u], p, right[2 * u * qc]);
                 } while (++rule < level.first[a + 1] && level.children[2 * rule] == first);
-                for (int u = 0; u < U; ++u) sum[u] = plus_product<P, Fused>(sum[u], inner[u], child[2 * u * qc + first]);
+                for (int u = 0; u < U; ++u)
+                    sum[u] = plus_product<P, Fused>(sum[u], inner[u], child[2 * u * qc + first]);
             } else {
                 for (int u = 0; u < U; ++u) {
                     const V* below = child + u * s * qc;
@@ -259,9 +260,10 @@ HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const
     int64_t i = 0;
     for (; i + kNodesDown <= n; i += kNodesDown)
         downward_nodes<P, S, Q, kNodesDown, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children,
-                                                    mu_below + i * children);
+                                                           mu_below + i * children);
     for (; i < n; ++i)
-        downward_nodes<P, S, Q, 1, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children, mu_below + i * children);
+        downward_nodes<P, S, Q, 1, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children,
+                                                  mu_below + i * children);
     rescale_level<P>(mu_below, n * s, qc, range, bound);
 }
 

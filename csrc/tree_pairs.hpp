@@ -77,8 +77,7 @@ HF_INLINE void upward_pairs(const hf_level& level, const typename P::V* child, t
                 for (int r = 0; r < Q; ++r) {
                     const V p = splat<P>(prob[a * Q + r]);
                     const V *left = child + pair[2 * (a * Q + r)], *right = child + Q + pair[2 * (a * Q + r) + 1];
-                    for (int u = 0; u < U; ++u)
-                        sum[u] = multiply_add<P>(left[2 * u * Q] * right[2 * u * Q], p, sum[u]);
+                    for (int u = 0; u < U; ++u) sum[u] = multiply_add<P>(left[2 * u * Q] * right[2 * u * Q], p, sum[u]);
                 }
                 for (int u = 0; u < U; ++u) nu[u * Q + a] = sum[u];
             }
@@ -91,8 +90,7 @@ HF_INLINE void upward_pairs(const hf_level& level, const typename P::V* child, t
         for (const int end = level.first[a + 1]; rule < end; ++rule, pair += 2) {
             const V p = splat<P>(prob[rule]);
             const V *left = child + pair[0], *right = child + qc + pair[1];
-            for (int u = 0; u < U; ++u)
-                sum[u] = multiply_add<P>(left[2 * u * qc] * right[2 * u * qc], p, sum[u]);
+            for (int u = 0; u < U; ++u) sum[u] = multiply_add<P>(left[2 * u * qc] * right[2 * u * qc], p, sum[u]);
         }
         for (int u = 0; u < U; ++u) nu[u * qp + a] = sum[u];
     }
@@ -100,9 +98,9 @@ HF_INLINE void upward_pairs(const hf_level& level, const typename P::V* child, t
 
 // mu_left(b) = sum_c w(b, c) nu_right(c) and mu_right(c) = sum_b w(b, c) nu_left(b), with w(b, c) = p * mu(parent), of
 // one node and C columns of the square from c on; `more`: add to what the columns before have brought mu_left.
-template <class P, int C>
-HF_INLINE void downward_columns(const PairSquare<typename P::Scalar>& square, int q, int c, bool more,
-                                const typename P::V* mu, const typename P::V* nu, typename P::V* out) {
+template <class P, int C> HF_INLINE void downward_columns(const PairSquare<typename P::Scalar>& square, int q, int c,
+                                                          bool more, const typename P::V* mu, const typename P::V* nu,
+                                                          typename P::V* out) {
     using V = typename P::V;
     V right[C], sum[C];
     for (int j = 0; j < C; ++j) {
@@ -124,9 +122,9 @@ HF_INLINE void downward_columns(const PairSquare<typename P::Scalar>& square, in
     for (int j = 0; j < C; ++j) out[q + c + j] = sum[j];
 }
 
-template <class P, int Q>
-HF_INLINE void downward_pairs(const PairSquare<typename P::Scalar>& square, int alphabet, const typename P::V* mu,
-                              const typename P::V* nu, typename P::V* out) {
+template <class P, int Q> HF_INLINE void downward_pairs(const PairSquare<typename P::Scalar>& square, int alphabet,
+                                                        const typename P::V* mu, const typename P::V* nu,
+                                                        typename P::V* out) {
     const int q = Q > 0 ? Q : alphabet;
     int c = 0;
     for (; c + 8 <= q; c += 8) downward_columns<P, 8>(square, q, c, c > 0, mu, nu, out);
@@ -144,7 +142,7 @@ HF_INLINE void downward_pairs(const PairSquare<typename P::Scalar>& square, int 
 
 template <class P, int Q>
 HF_NOINLINE void upward_level_pairs(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
-                                  typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
+                                    typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents;
     const int64_t children = 2 * int64_t(Q > 0 ? Q : level.n_symbols);
     LevelScale<P> scale(range, bound);
@@ -162,8 +160,8 @@ HF_NOINLINE void upward_level_pairs(const hf_level& level, int64_t n, const type
 
 template <class P, int Q>
 HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<typename P::Scalar>& square, int64_t n,
-                                    const typename P::V* mu, const typename P::V* nu_below, typename P::V* mu_below,
-                                    Range<P>& range, typename P::Scalar& bound) {
+                                      const typename P::V* mu, const typename P::V* nu_below, typename P::V* mu_below,
+                                      Range<P>& range, typename P::Scalar& bound) {
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     LevelScale<P> scale(range, bound);
     for (int64_t i = 0; i < n; ++i) {
