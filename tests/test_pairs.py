@@ -1,0 +1,92 @@
+"""Beliefs from fields where rules are a square of pairs: against the general text in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import hfilter
+from hfilter import Grammar, TreeModel
+
+COMPILED = tuple(
+    name for name in ("avx512", "avx2", "portable")
+    if name in hfilter.backends() and hfilter.backends()[name].available
+)  # fmt: skip
+NUMBA = hfilter.backends()["numba"]
+pytestmark = [
+    pytest.mark.skipif(not COMPILED, reason="no compiled backend"),
+    pytest.mark.skipif(not NUMBA.available, reason=f"the judge, numba: {NUMBA.reason}"),
+]
+ROWS = 35
+
+# Alphabets with a text of their own, those beside them, and every remainder of a row of eight columns; a square that is
+# full, one with holes, and one with too many to be laid out.
+SQUARES = [
+    (q, rules) for q in (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 22)
+    for rules in sorted({q, (q + 1) // 2, max(1, q // 4)})
+]  # fmt: skip
+
+
+def fields_of(model: TreeModel, rng: np.random.Generator) -> np.ndarray:
+    """Fields that favour rows of the model; a tenth of them forbids a symbol that the row does not have."""
+    leaves = model.sample(ROWS, seed=3).leaves
+    own = np.eye(model.vocab_size, dtype=bool)[leaves]
+    fields = 2.0 * own + 2 * rng.standard_normal(own.shape)
+    fields[(rng.random(own.shape) < 0.1) & ~own] = -np.inf
+    return fields
+
+
+def assert_judged(model: TreeModel, rng: np.random.Generator) -> None:
+    """Every level's beliefs, the leaves' alone, predictions and evidence; any number of rows, either precision."""
+    fields = fields_of(model, rng)
+    judge = {"backend": "numba", "dtype": "float64"}
+    want = model.infer(log_fields=fields, levels="all", **judge)
+    without = model.leave_one_out(log_fields=fields, **judge)
+    for name in COMPILED:
+        for dtype, rtol, atol in (("float32", 3e-5, 3e-7), ("float64", 1e-11, 1e-14)):
+            how = {"backend": name, "dtype": dtype}
+            for n in (1, 16, ROWS) if dtype == "float32" else (ROWS,):
+                near = {"rtol": rtol, "atol": atol, "err_msg": f"{name}, {dtype}, {n} rows"}
+                every = model.infer(log_fields=fields[:n], levels="all", **how)
+                for d in model.existing_levels:
+                    np.testing.assert_allclose(every.level(d), want.level(d)[:n], **near)
+                np.testing.assert_allclose(every.log_evidence, want.log_evidence[:n], **near)
+                alone = model.infer(log_fields=fields[:n], **how)
+                np.testing.assert_allclose(alone.leaves, want.leaves[:n], **near)
+                other = model.leave_one_out(log_fields=fields[:n], **how)
+                np.testing.assert_allclose(other, without[:n], **near)
+
+
+@pytest.mark.parametrize(("q", "rules"), SQUARES)
+def test_squares_of_all_sizes(q, rules, rng):
+    grammar = Grammar.log_normal(q, 1.0, q, rules_per_symbol=rules)
+    assert_judged(TreeModel(grammar, 1 + q % 3), rng)
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+@pytest.mark.parametrize("q", [4, 6, 8])
+def test_deep_enough_for_leaves_in_several_parts(q, depth, rng):
+    for k in {0, depth // 2, depth}:
+        assert_judged(TreeModel(Grammar.published(q, 1.0, 1), depth, filter_level=k), rng)
+
+
+def test_alphabets_that_change_with_the_level(rng):
+    grammar = Grammar.random_hierarchy(
+        vocab_size=5, rules_per_symbol=3, depth=4, n_classes=7, seed=4
+    )
+    assert_judged(TreeModel(grammar, 4), rng)
+    assert_judged(TreeModel(grammar, 4, filter_level=1), rng)
+
+
+def test_pairs_with_two_parents_are_no_square(rng):
+    for grammar in (Grammar.dense(4, 1.0, 1), Grammar.dense(6, 0.2, 2), Grammar.broadcast(4, 0.3)):
+        assert_judged(TreeModel(grammar, 3), rng)
+
+
+def test_the_judge_sees_a_wrong_rule(rng):
+    model = TreeModel(Grammar.published(6, 1.0, 0, rules_per_symbol=4), 3)
+    other = TreeModel(Grammar.published(6, 1.0, 1, rules_per_symbol=4), 3)
+    fields = rng.standard_normal((ROWS, 8, 6))
+    a, b = (m.infer(log_fields=fields, backend=COMPILED[0]).leaves for m in (model, other))
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-7)
