@@ -12,6 +12,7 @@
 #if defined(__SSE2__) && !defined(__CUDACC__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12, of its own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h> // for the few operations that compilers do not find by themselves
 #pragma GCC diagnostic pop
 #endif
@@ -81,7 +82,10 @@ template <class T, int N> struct Pack {
     static constexpr int lanes = N;
 };
 
-template <class P> HF_INLINE typename P::V splat(typename P::Scalar x) { return x - typename P::V{}; }
+template <class P> HF_INLINE typename P::V splat(typename P::Scalar x) {
+    if constexpr (P::lanes > 1) return x - typename P::V{}; // of -0 too: compilers see that this is x and no more
+    else return typename P::V{} + x;
+}
 template <class P> HF_INLINE typename P::I splat_int(typename P::Int x) { return typename P::I{} + x; }
 
 // Lane access, for loads, stores and the logarithm at the very end.
