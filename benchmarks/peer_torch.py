@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import formulations as bp
@@ -62,7 +63,10 @@ def offers(case: Case, evidence: Any) -> list[Offer]:
     forms = ["matrix product"]
     forms += ["einsum"] if case.question == "beliefs" and not case.quick else []
     forms += ["symbol-major"] if model.vocab_size <= 6 else []
-    found += [offer("torch, compiled", form, few, compiled=True) for form in forms]
+    compiled = {form: offer("torch, compiled", form, few, compiled=True) for form in forms}
+    found += compiled.values()
+    if "einsum" in compiled:
+        found.append(replace(compiled["einsum"], who="torch, compiled einsum"))
     if model.grammar.n_rules <= UNROLLED_RULES and not case.quick:
         found.append(offer("torch, compiled, rules unrolled", "rules unrolled", few, compiled=True))
     return found
@@ -100,7 +104,8 @@ def _steps(case: Case) -> list[tuple[str, str, Callable[[Any, int], Any]]]:
     def indexing(x: Any, d: int) -> Any:
         return children[d][x, torch.randint(children[d].shape[1], x.shape)]
 
-    steps = [("torch, searchsorted", "row of each parent, ", rows),
+    steps = [("torch, rows searched", "row of each parent, ", rows),
+             ("torch, searchsorted", "row of each parent, ", rows),
              ("torch, searchsorted", "one flat table, ", one_table)]  # fmt: skip
     if case.model == "uniform":
         steps.append(("torch, fancy indexing (RHM's way)", "", indexing))
