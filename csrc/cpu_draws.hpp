@@ -55,14 +55,14 @@ template <int N> struct Draws {
                     for (; i + 2 <= blocks; i += 2) {
                         const PhiloxBlock<U> two[2] = {at(i), at(i + 1)};
                         Words<U> made[2];
-                        PhiloxBlock<U>::template of<2>(two, lanes, keys, made);
+                        PhiloxBlock<U>::template of<2>(two, lanes, keys, made, [](int) {});
                         put(i, p, made[0]);
                         put(i + 1, p, made[1]);
                     }
                     if (i < blocks) {
                         const PhiloxBlock<U> last = at(i);
                         Words<U> made;
-                        PhiloxBlock<U>::template of<1>(&last, lanes, keys, &made);
+                        PhiloxBlock<U>::template of<1>(&last, lanes, keys, &made, [](int) {});
                         put(i, p, made);
                     }
                 }

@@ -2,9 +2,11 @@
 //
 // The floor, for 16 rows of 4 symbols and 4 levels with AVX-512, in vector instructions of which a core does two a
 // cycle: 4 blocks of Philox, 103 each; 15 choices of 8 or 9 (of which 5 fit one port alone); 8 to bring 16 bytes of a
-// row together. About 270 cycles in all; 400 to 430 are reached, for the choices come after the words, not beside them.
+// row together. About 270 cycles in all; 400 to 430 are reached, for the choices come after the words. Small trees of
+// common shapes have them beside the words (cpu_beside.hpp).
 #pragma once
 
+#include "cpu_beside.hpp"
 #include "cpu_draws.hpp"
 #include "cpu_store.hpp"
 #include "cpu_tables.hpp"
@@ -225,6 +227,7 @@ void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, i
     auto& room = *static_cast<Room*>(scratch);
     auto* const symbols = room.prepare(m, args);
     const auto* tables = room.levels();
+    if (drawn_beside<N>(m, args, begin, end, room.keys, room.root, tables, symbols)) return;
     const int k = m.filter_level, s = m.arity, most = packs_together<N>(m);
     const int64_t n_leaves = n_nodes(m, m.depth), parents = n_leaves / s, tree_words = 1 + (n_leaves - 1) / (s - 1);
     const int tokens_per_word = 4 / static_cast<int>(sizeof(Token));

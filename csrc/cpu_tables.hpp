@@ -129,14 +129,19 @@ template <int N, int Bits, int Packs> struct ShapedTable {
     static constexpr int first(int step) { return step == 0 ? 0 : first(step - 1) + width(step - 1); }
     U cuts[first(Bits)], picks[Packs], steps[Bits];
 
-    template <class Table> HF_INLINE explicit ShapedTable(const Table& table) {
-        for (int i = 0; i < first(Bits); ++i) cuts[i] = table.tables[i];
-        for (int i = 0; i < Packs; ++i) picks[i] = table.tables[first(Bits) + i];
+    template <class Table> HF_INLINE explicit ShapedTable(const Table& table) : ShapedTable(table.tables) {
         for (int i = 0; i < Bits; ++i) steps[i] = U{} + (table.parents << i);
+    }
+    HF_INLINE ShapedTable(const U* tables, const U* held_steps) : ShapedTable(tables) {
+        for (int i = 0; i < Bits; ++i) steps[i] = held_steps[i];
     }
     HF_INLINE U operator()(U symbol, U word) const { return table_entry<N, Packs>(picks, place<0>(symbol, word)); }
 
   private:
+    HF_INLINE explicit ShapedTable(const U* tables) {
+        for (int i = 0; i < first(Bits); ++i) cuts[i] = tables[i];
+        for (int i = 0; i < Packs; ++i) picks[i] = tables[first(Bits) + i];
+    }
     template <int Step> HF_INLINE U place(U at, U word) const {
         if constexpr (Step == Bits) return at;
         else {

@@ -119,6 +119,7 @@ template <class U> struct PhiloxBlock {
     using D = HalfLanes<U>;
     D a, c, d;
 
+    PhiloxBlock() = default;
     HF_INLINE PhiloxBlock(const PhiloxKeys<U>& keys, uint32_t c1, uint32_t block) {
         uint32_t hi, lo, hi1, lo1;
         multiply_wide(kPhiloxM1, block, hi, lo);
@@ -128,9 +129,11 @@ template <class U> struct PhiloxBlock {
         d = (D)(U{} + lo1);
     }
 
-    // Several blocks in step: what one waits for, another fills.
-    template <int B> static HF_INLINE void of(const PhiloxBlock* blocks, const PhiloxLanes<U>& lanes,
-                                              const PhiloxKeys<U>& keys, Words<U>* out) {
+    // Several blocks in step: what one waits for, another fills. Of the 8 rounds that are left, each is followed by
+    // what `beside(0)` to `beside(7)` do.
+    template <int B, class Beside> static HF_INLINE void of(const PhiloxBlock* blocks, const PhiloxLanes<U>& lanes,
+                                                            const PhiloxKeys<U>& keys, Words<U>* out,
+                                                            const Beside& beside) {
         D x[B][2], y[B][2], z[B][2], w[B][2];
         for (int b = 0; b < B; ++b)
             for (int h = 0; h < 2; ++h) {
@@ -139,10 +142,16 @@ template <class U> struct PhiloxBlock {
                 z[b][h] = lanes.c[h] ^ blocks[b].c;
                 w[b][h] = blocks[b].d;
             }
-        for (int i = 2; i < 9; ++i)
+#if !defined(__CUDACC__)
+#pragma GCC unroll 8
+#endif
+        for (int i = 2; i < 9; ++i) {
             for (int b = 0; b < B; ++b)
                 for (int h = 0; h < 2; ++h)
                     philox_round(x[b][h], y[b][h], z[b][h], w[b][h], keys.round0[i], keys.round1[i]);
+            beside(i - 2);
+        }
+        beside(7);
         for (int b = 0; b < B; ++b) out[b] = philox_last<U>(x[b], y[b], z[b], w[b], keys.round0[9], keys.round1[9]);
     }
 };

@@ -76,6 +76,11 @@ def _hierarchy(v, m, depth=2, arity=2):
 MODELS = {
     "one rule": lambda: _hierarchy(5, 1),
     "12 entries": lambda: _hierarchy(6, 2),
+    "16 entries, 8 leaves": lambda: _hierarchy(4, 4, depth=3),
+    "16 entries, 256 leaves": lambda: _hierarchy(4, 4, depth=8),
+    "32 entries, 16 leaves": lambda: _hierarchy(8, 4, depth=4),
+    "64 entries, 32 leaves": lambda: _hierarchy(8, 8, depth=5),
+    "64 entries, 2 bits": lambda: _hierarchy(16, 4, depth=4),
     "24 entries": lambda: _hierarchy(6, 4, depth=3),
     "64 entries": lambda: _hierarchy(8, 8),
     "72 entries": lambda: _hierarchy(9, 8),
@@ -128,4 +133,7 @@ def test_rows_around_packs(backend, depth):
             out = np.full((n + 1, model.n_leaves), 77, np.uint8)
             drawn = model.sample(n, seed=4, start=start, backend=backend, levels=True, out=out[:n])
             assert all((drawn.levels[d] == whole.levels[d][:n]).all() for d in drawn.levels)
+            assert (out[n] == 77).all()
+            again = model.sample(n, seed=4, start=start, backend=backend, out=out[:n])
+            assert (again.leaves == whole.leaves[:n]).all() and (again.roots == whole.roots[:n]).all()
             assert (out[n] == 77).all()
