@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import choosing, passing, philox, reference, sampling, scaling, star
+from . import choosing, parsing, passing, philox, reference, sampling, scaling, star
 from .compiled import _cpu, not_built
 from .errors import KernelError
 from .evidence import Evidence, Outputs, Trees
 from .flat import FlatModel, flatten, row_bytes, scratch, symbols
+from .parse_table import ParseTable, parse_scratch, parse_table
 from .tree import TreeStructure
 
 __all__ = [
@@ -40,6 +41,8 @@ ROW_NAN = 2  # status of a row with a field that is NaN or +inf (csrc/hfilter.h:
 
 _CACHE = 1 << 21  # bytes of scratch that a cache holds: long loops over lanes, but not from memory
 _MEMORY = 1 << 26  # bytes of scratch at most, if there is room for one row
+_LANES = 256  # rows walked together at most
+_PARSED_LANES = 64  # likewise where rows are parsed: what lies in the first cache is looked up faster
 _ROWS = 1024  # rows that several levels' outputs are buffered for
 
 
@@ -154,6 +157,43 @@ class TextBackend:
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
+        table = _parse_table(tree) if self._compiled and _may_parse(evidence, dtype, out) else None
+        if table is not None:
+            self._parse(table, tree, evidence, out, status, num_threads)
+            left = np.flatnonzero(status)
+            if len(left) < len(status):
+                if len(left):
+                    some, rest = out.rows(left), status[left]
+                    self._infer(tree, evidence.rows(left), dtype, some, rest, num_threads)
+                    status[left] = rest
+                    for to, found in zip(out.arrays(), some.arrays(), strict=True):
+                        to[left] = found
+                return
+        self._infer(tree, evidence, dtype, out, status, num_threads)
+
+    def _parse(
+        self, table: ParseTable, tree: TreeStructure, evidence: Evidence, out: Outputs, status: Array,
+        num_threads: int,
+    ) -> None:  # fmt: skip
+        kernel, dtype = self._text()["parse_rows"], np.dtype(np.float32)
+        tokens, mask, _ = _as_rows(evidence, len(status))
+        none = np.empty((0, 1), dtype)
+
+        def rows(begin: int, end: int) -> None:
+            lanes = self._lanes(end - begin, 2 * row_bytes(tree, dtype), _PARSED_LANES)
+            at, room = scratch(tree, dtype, dtype, lanes)
+            part = slice(begin, end)
+            root, one_out = (
+                none if x is None else x[part].reshape(end - begin, -1) for x in (out.root, out.leave_one_out)
+            )
+            kernel(table, at, room, parse_scratch(tree, lanes), tokens[part], mask[part], root, one_out, status[part])
+
+        self._over_threads(rows, len(status), num_threads)
+
+    def _infer(
+        self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
+        num_threads: int,
+    ) -> None:  # fmt: skip
         model = _flat_model(tree, dtype, not self._compiled)
         kernel = self._text()["infer_rows"]
         tokens, mask, fields = _as_rows(evidence, len(status))
@@ -209,11 +249,11 @@ class TextBackend:
 
         self._over_threads(rows, len(status), num_threads)
 
-    def _lanes(self, rows: int, row_bytes: int) -> int:
+    def _lanes(self, rows: int, row_bytes: int, most: int = _LANES) -> int:
         """How many rows to walk together: about as many as the cache holds, all blocks alike."""
         if not self._compiled:
             return 1
-        most = min(max(_CACHE // row_bytes, 16), 256)
+        most = min(max(_CACHE // row_bytes, 16), most)
         most = max(min(most, _MEMORY // row_bytes), 1)
         blocks = -(-rows // most)
         lanes = -(-rows // blocks)
@@ -312,10 +352,28 @@ def _flat_model(tree: TreeStructure, dtype: np.dtype[Any], lists: bool) -> FlatM
     return cached[key]
 
 
+# Likewise the tables of rows' parses; None if there are none.
+_parse_tables: weakref.WeakKeyDictionary[TreeStructure, ParseTable | None] = weakref.WeakKeyDictionary()
+
+
+def _parse_table(tree: TreeStructure) -> ParseTable | None:
+    if tree not in _parse_tables:
+        _parse_tables[tree] = parse_table(tree)
+    return _parse_tables[tree]
+
+
+def _may_parse(evidence: Evidence, dtype: np.dtype[Any], out: Outputs) -> bool:
+    """Whether the call asks for nothing but roots, or leaves from all other leaves, given tokens."""
+    asked, parsed = out.arrays(), (out.root, out.leave_one_out)
+    whole = evidence.tokens is not None and not evidence.causal and evidence.window == 0
+    return whole and dtype.itemsize == 4 and all(any(x is y for y in parsed) for x in asked)
+
+
 # Every function of the text in the order of writing, callees first.
+MODULES = (philox, sampling, scaling, star, passing, reference, choosing, parsing)
 TEXT = tuple(
     function
-    for module in (philox, sampling, scaling, star, passing, reference, choosing)
+    for module in MODULES
     for function in vars(module).values()
     if isinstance(function, types.FunctionType) and function.__module__ == module.__name__
 )
@@ -335,8 +393,7 @@ def numba_text() -> dict[str, Any]:
     # has changed: the names carry a digest of the whole text.
     code = [(f.__code__.co_code, f.__code__.co_consts) for f in TEXT]
     version = hashlib.sha256(repr(code).encode()).hexdigest()[:12]
-    modules = (philox, sampling, scaling, star, passing, reference, choosing)
-    namespace = {name: x for module in modules for name, x in vars(module).items()}
+    namespace = {name: x for module in MODULES for name, x in vars(module).items()}
     for function in TEXT:
         copy = types.FunctionType(function.__code__, namespace, function.__name__)
         copy.__module__ = function.__module__
@@ -345,6 +402,7 @@ def numba_text() -> dict[str, Any]:
             "sample_rows",
             "infer_rows",
             "choose_rows",
+            "parse_rows",
         )  # what Python calls
         options: Any = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": not entry,
                    "no_cfunc_wrapper": True,
