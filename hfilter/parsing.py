@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .flat import Lines, Messages
 from .parse_table import CHILDREN, PAIRS, TABLE_SYMBOLS, Parse, ParseTable
 from .reference import store
-from .scaling import MARK, ONE, ZERO, normalise
+from .scaling import MARK, ONE, UNSIGNED, ZERO, normalise
 
 __all__ = ["NOT_PARSED", "parse_rows"]
 
 Array = Any
 NOT_PARSED = 255  # status of a row that is left to do
-# Numba asks of an index with a sign, every time, whether it counts from the end.
-UNSIGNED = np.uint64
 
 
 def load_symbols(

@@ -31,6 +31,7 @@ from .scaling import (
     TOO_FAR,
     TOP,
     TOTAL,
+    UNSIGNED,
     ZERO,
     begin_watch,
     exp_nonpositive,
@@ -137,8 +138,9 @@ def weigh_root(model: FlatModel, room: Messages, at: Lines) -> None:
 def store(x: Array, row: int, q: int, first: int, out: Array, column: int) -> None:
     """x[row : row + q] into the columns of `out`, one row per lane."""
     for lane in range(min(x.shape[1], len(out) - first)):
+        to = UNSIGNED(first + lane)
         for a in range(q):
-            out[first + lane, column + a] = x[row + a, lane]
+            out[to, UNSIGNED(column + a)] = x[UNSIGNED(row + a), UNSIGNED(lane)]
 
 
 def infer_rows(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from .flat import COUNT_LINES, VALUE_LINES, Lines
 
 Array = Any
@@ -24,6 +26,8 @@ TAKEN, TOTAL, LOST, SPENT, WORST, MARK = range(COUNT_LINES)
 # Entries of Lines.constants.
 ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, EXP_LOWEST, TOO_FAR, LOW = range(9)
 LOWEST = -(2**30)
+# For indices in loops that are not over lanes: Numba asks of one with a sign, every time, whether it counts from the end.
+UNSIGNED = np.uint64
 
 
 def begin_watch(tiny: float, value: Array, count: Array) -> None:
