@@ -5,18 +5,31 @@ With hfilter.parsing the twin of csrc/parse_table.hpp and cpu_parse.hpp.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .evidence import Evidence, Outputs
 from .tree import TreeStructure
 
-__all__ = ["CHILDREN", "PAIRS", "TABLE_SYMBOLS", "Parse", "ParseTable", "parse_scratch", "parse_table"]
+__all__ = [
+    "CHILDREN",
+    "PAIRS",
+    "TABLE_SYMBOLS",
+    "Parse",
+    "ParseTable",
+    "parse_scratch",
+    "parse_table",
+    "parse_table_for",
+]
 
 Array = NDArray[Any]
 
-TABLE_SYMBOLS, PAIRS, CHILDREN = range(3)  # columns of ParseTable.levels: of a child; where the tables begin
+TABLE_SYMBOLS, PAIRS, CHILDREN = range(
+    3
+)  # columns of ParseTable.levels: of a child; where the tables begin
 
 _WIDEST = 64  # symbols: tables grow with their square, and so do rules
 _LOWEST = 1e-30  # a row's least probable parse, so that nothing need be scaled on the way down
@@ -84,8 +97,27 @@ def parse_table(tree: TreeStructure) -> ParseTable | None:
         probability[left, right] = weight[0, left, right] = weight[1, right, left] = table["prob32"]
         for part, x in zip(parts, (parents, probability, source, weight), strict=True):
             part.append(x.ravel())
-    return ParseTable(
-        np.array([rows[id(table)] for table in packed["levels"]], np.int64),
-        *(np.concatenate(part) for part in parts),
-        packed["prior32"].copy(),
-    )
+    levels = np.array([rows[id(table)] for table in packed["levels"]], np.int64)
+    parents, probability, source, weight = (np.concatenate(part) for part in parts)
+    return ParseTable(levels, parents, probability, source, weight, packed["prior32"].copy())
+
+
+_tables: weakref.WeakKeyDictionary[TreeStructure, ParseTable | None] = weakref.WeakKeyDictionary()
+
+
+def parse_table_for(
+    tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs
+) -> ParseTable | None:
+    """The tables if the call asks for nothing but roots, or leaves from all other leaves, given tokens."""
+    other = [x for x in out.arrays() if x is not out.root and x is not out.leave_one_out]
+    if (
+        other
+        or evidence.tokens is None
+        or evidence.causal
+        or evidence.window
+        or dtype.itemsize != 4
+    ):
+        return None
+    if tree not in _tables:  # made once, and forgotten with the model
+        _tables[tree] = parse_table(tree)
+    return _tables[tree]

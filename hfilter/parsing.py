@@ -21,9 +21,7 @@ Array = Any
 NOT_PARSED = 255  # status of a row that is left to do
 
 
-def load_symbols(
-    tokens: Array, mask: Array, first: int, q: int, parse: Parse, at: Lines
-) -> None:
+def load_symbols(tokens: Array, mask: Array, first: int, q: int, parse: Parse, at: Lines) -> None:
     """The leaves' symbols, q where one is hidden, and the highest of each row into line MARK."""
     symbol, highest = parse.symbol, at.integer
     lanes, leaves, last = symbol.shape[1], tokens.shape[1], len(tokens) - 1
@@ -121,7 +119,9 @@ def parse_rows(
             for d in range(depth - 1):
                 qc = table.levels[d, TABLE_SYMBOLS]
                 for i in range(2 << d):
-                    child_message(table, d, (2 << d) + i, mu, (i >> 1) * qp, mu_below, i * qc, parse)
+                    child_message(
+                        table, d, (2 << d) + i, mu, (i >> 1) * qp, mu_below, i * qc, parse
+                    )
                 mu, mu_below, qp = mu_below, mu, qc
             for j in range(tokens.shape[1]):
                 leaf = tokens.shape[1] + j

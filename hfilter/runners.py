@@ -21,7 +21,7 @@ from .compiled import _cpu, not_built
 from .errors import KernelError
 from .evidence import Evidence, Outputs, Trees
 from .flat import FlatModel, flatten, row_bytes, scratch, symbols
-from .parse_table import ParseTable, parse_scratch, parse_table
+from .parse_table import ParseTable, parse_scratch, parse_table_for
 from .tree import TreeStructure
 
 __all__ = [
@@ -41,8 +41,6 @@ ROW_NAN = 2  # status of a row with a field that is NaN or +inf (csrc/hfilter.h:
 
 _CACHE = 1 << 21  # bytes of scratch that a cache holds: long loops over lanes, but not from memory
 _MEMORY = 1 << 26  # bytes of scratch at most, if there is room for one row
-_LANES = 256  # rows walked together at most
-_PARSED_LANES = 64  # likewise where rows are parsed: what lies in the first cache is looked up faster
 _ROWS = 1024  # rows that several levels' outputs are buffered for
 
 
@@ -157,17 +155,17 @@ class TextBackend:
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
     ) -> None:  # fmt: skip
-        table = _parse_table(tree) if self._compiled and _may_parse(evidence, dtype, out) else None
+        table = parse_table_for(tree, evidence, dtype, out) if self._compiled else None
         if table is not None:
             self._parse(table, tree, evidence, out, status, num_threads)
             left = np.flatnonzero(status)
+            if 0 < len(left) < len(status):
+                some, rest = out.rows(left), status[left]
+                self._infer(tree, evidence.rows(left), dtype, some, rest, num_threads)
+                status[left] = rest
+                for to, found in zip(out.arrays(), some.arrays(), strict=True):
+                    to[left] = found
             if len(left) < len(status):
-                if len(left):
-                    some, rest = out.rows(left), status[left]
-                    self._infer(tree, evidence.rows(left), dtype, some, rest, num_threads)
-                    status[left] = rest
-                    for to, found in zip(out.arrays(), some.arrays(), strict=True):
-                        to[left] = found
                 return
         self._infer(tree, evidence, dtype, out, status, num_threads)
 
@@ -180,13 +178,15 @@ class TextBackend:
         none = np.empty((0, 1), dtype)
 
         def rows(begin: int, end: int) -> None:
-            lanes = self._lanes(end - begin, 2 * row_bytes(tree, dtype), _PARSED_LANES)
+            lanes = self._lanes(end - begin, 2 * row_bytes(tree, dtype))
             at, room = scratch(tree, dtype, dtype, lanes)
             part = slice(begin, end)
             root, one_out = (
-                none if x is None else x[part].reshape(end - begin, -1) for x in (out.root, out.leave_one_out)
+                none if x is None else x[part].reshape(end - begin, -1)
+                for x in (out.root, out.leave_one_out)
             )
-            kernel(table, at, room, parse_scratch(tree, lanes), tokens[part], mask[part], root, one_out, status[part])
+            walk = parse_scratch(tree, lanes)
+            kernel(table, at, room, walk, tokens[part], mask[part], root, one_out, status[part])
 
         self._over_threads(rows, len(status), num_threads)
 
@@ -249,11 +249,11 @@ class TextBackend:
 
         self._over_threads(rows, len(status), num_threads)
 
-    def _lanes(self, rows: int, row_bytes: int, most: int = _LANES) -> int:
+    def _lanes(self, rows: int, row_bytes: int) -> int:
         """How many rows to walk together: about as many as the cache holds, all blocks alike."""
         if not self._compiled:
             return 1
-        most = min(max(_CACHE // row_bytes, 16), most)
+        most = min(max(_CACHE // row_bytes, 16), 256)
         most = max(min(most, _MEMORY // row_bytes), 1)
         blocks = -(-rows // most)
         lanes = -(-rows // blocks)
@@ -350,23 +350,6 @@ def _flat_model(tree: TreeStructure, dtype: np.dtype[Any], lists: bool) -> FlatM
     if key not in cached:
         cached[key] = flatten(tree, dtype, lists)
     return cached[key]
-
-
-# Likewise the tables of rows' parses; None if there are none.
-_parse_tables: weakref.WeakKeyDictionary[TreeStructure, ParseTable | None] = weakref.WeakKeyDictionary()
-
-
-def _parse_table(tree: TreeStructure) -> ParseTable | None:
-    if tree not in _parse_tables:
-        _parse_tables[tree] = parse_table(tree)
-    return _parse_tables[tree]
-
-
-def _may_parse(evidence: Evidence, dtype: np.dtype[Any], out: Outputs) -> bool:
-    """Whether the call asks for nothing but roots, or leaves from all other leaves, given tokens."""
-    asked, parsed = out.arrays(), (out.root, out.leave_one_out)
-    whole = evidence.tokens is not None and not evidence.causal and evidence.window == 0
-    return whole and dtype.itemsize == 4 and all(any(x is y for y in parsed) for x in asked)
 
 
 # Every function of the text in the order of writing, callees first.

@@ -26,7 +26,7 @@ TAKEN, TOTAL, LOST, SPENT, WORST, MARK = range(COUNT_LINES)
 # Entries of Lines.constants.
 ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, EXP_LOWEST, TOO_FAR, LOW = range(9)
 LOWEST = -(2**30)
-# For indices in loops that are not over lanes: Numba asks of one with a sign, every time, whether it counts from the end.
+# For indices that differ from lane to lane: Numba asks of one with a sign, each time, if it counts from the end.
 UNSIGNED = np.uint64
 
 

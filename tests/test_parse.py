@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hfilter
-from hfilter import Grammar, TreeModel
+from hfilter import Grammar, TreeModel, runners
 
 COMPILED = tuple(
     name for name in ("avx512", "avx2", "portable")
     if name in hfilter.backends() and hfilter.backends()[name].available
 )  # fmt: skip
-pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiled backend")
+compiled = pytest.mark.skipif(not COMPILED, reason="no compiled backend")
+numba = pytest.mark.skipif(not hfilter.backends()["numba"].available, reason="no numba")
 SIZES = (1, 2, 15, 16, 17, 33)
 
 
@@ -45,6 +46,7 @@ def assert_same_ways(model: TreeModel, rows: np.ndarray, mask: np.ndarray | None
             )
 
 
+@compiled
 @settings(max_examples=25, deadline=None)
 @given(q=st.integers(2, 17), depth=st.integers(1, 6), seed=st.integers(0, 99), data=st.data())
 def test_parsed_rows_are_the_general_ones(q, depth, seed, data):
@@ -54,6 +56,7 @@ def test_parsed_rows_are_the_general_ones(q, depth, seed, data):
     assert_same_ways(model, rows_of(model, 40, np.random.default_rng(seed)))
 
 
+@compiled
 @pytest.mark.parametrize("k", range(4))
 @pytest.mark.parametrize(
     "grammar",
@@ -73,6 +76,7 @@ def test_what_cannot_be_parsed_takes_the_general_way(grammar, k, rng):
     assert_same_ways(model, rows_of(model, 40, rng))
 
 
+@compiled
 @pytest.mark.parametrize("hidden", [0.01, 0.2, 1.0])
 def test_rows_with_hidden_leaves_beside_rows_without(hidden, rng):
     model = TreeModel(Grammar.published(4, 1.0, 0), 4)
@@ -82,6 +86,7 @@ def test_rows_with_hidden_leaves_beside_rows_without(hidden, rng):
     assert_same_ways(model, rows)
 
 
+@compiled
 def test_two_bytes_a_token_and_large_results(rng):
     model = TreeModel(Grammar.published(4, 1.0, 0), 4)
     rows = model.sample(20_000, seed=1).leaves  # results beyond what the caches hold
@@ -91,6 +96,7 @@ def test_two_bytes_a_token_and_large_results(rng):
         np.testing.assert_array_equal(model.leave_one_out(rows[at : at + 1])[0], want[at])
 
 
+@compiled
 @pytest.mark.parametrize("least", [1e-3, 1e-12, 1e-30])
 def test_probabilities_near_the_end_of_the_range(least, rng):
     tensor = np.zeros((3, 3, 3))
@@ -98,3 +104,111 @@ def test_probabilities_near_the_end_of_the_range(least, rng):
     model = TreeModel(Grammar.from_tensor(tensor), 3)
     rows = rng.integers(0, 3, (40, 8)).astype(np.uint8)
     assert_same_ways(model, np.concatenate([rows, rows_of(model, 40, rng)]))
+
+
+# ------------------------------------------------------------------ the Python text under Numba
+
+
+def assert_numba_agrees(
+    model: TreeModel, rows: np.ndarray, mask: np.ndarray | None = None, judge: str = "python"
+) -> None:
+    """Plain Python knows no other than the general way."""
+    for question in (model.leave_one_out, model.root_posterior):
+        found = question(rows, mask, backend="numba", num_threads=1)
+        np.testing.assert_array_equal(found, question(rows, mask, backend=judge))
+
+
+@numba
+@settings(max_examples=15, deadline=None)
+@given(q=st.integers(2, 17), depth=st.integers(1, 6), seed=st.integers(0, 99), data=st.data())
+def test_numba_parses_to_the_same_bits(q, depth, seed, data):
+    r = data.draw(st.integers(1, q))
+    n = data.draw(st.sampled_from([1, 3, 8]))
+    while q * r << depth > 2000:  # rules to walk in plain Python
+        depth -= 1
+    model = TreeModel(Grammar.log_normal(q, 1.0, seed, rules_per_symbol=r), depth)
+    rng = np.random.default_rng(seed)
+    rows = rows_of(model, n, rng)
+    assert_numba_agrees(model, rows)
+    hidden = rng.random((n, 1)) < 0.3  # whole rows are seen all the same
+    assert_numba_agrees(model, rows, hidden & (rng.random(rows.shape) < 0.3))
+    rows[hidden[:, 0], -1] = model.mask_token
+    assert_numba_agrees(model, rows)
+
+
+@numba
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar.random_hierarchy(5, 3, 3, n_classes=7, seed=1),
+        Grammar.random_hierarchy(9, 4, 3, n_classes=2, seed=1),
+        Grammar.random_hierarchy(3, 2, 3, n_classes=3, seed=1, arity=3),
+        Grammar.dense(4, 1.0, 1),
+        Grammar.parity(),
+        Grammar.log_normal(65, 1.0, 0, rules_per_symbol=2),
+    ],
+    ids=["levels 7-5", "levels 2-9", "arity 3", "ambiguous", "parity", "65 symbols"],
+)
+def test_numba_parses_what_it_can(grammar, k, rng):
+    model = TreeModel(grammar, 3, k)
+    assert_numba_agrees(model, rows_of(model, 5, rng))
+
+
+@numba
+@compiled
+@pytest.mark.parametrize("n", [15, 255, 257, 700])
+def test_blocks_parsed_by_numba(n, rng):
+    model = TreeModel(Grammar.published(6, 1.0, 0, rules_per_symbol=4), 4)
+    rows = rows_of(model, n, rng)
+    for part in (0.0, 0.1, 0.9, 1.0):  # of rows with hidden leaves
+        mask = (rng.random((n, 1)) < part) & (rng.random(rows.shape) < 0.2)
+        assert_numba_agrees(model, rows, mask, "cpu")
+    np.testing.assert_array_equal(
+        model.leave_one_out(rows.astype(np.uint16), backend="numba", num_threads=3),
+        model.leave_one_out(rows),
+    )
+
+
+@numba
+@pytest.mark.parametrize("least", [1e-3, 1e-9, 1e-30])
+def test_numba_near_the_end_of_the_range(least, rng):
+    tensor = np.zeros((3, 3, 3))
+    tensor[[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0]] = [least, 1 - least] * 3
+    model = TreeModel(Grammar.from_tensor(tensor), 3)
+    assert_numba_agrees(model, rng.integers(0, 3, (20, 8)).astype(np.uint8))
+
+
+@numba
+def test_which_calls_numba_parses(monkeypatch, rng):
+    """Rows wholly seen never go the general way; everything else does."""
+    general = []
+    infer = runners.TextBackend._infer
+
+    def spy(self, tree, evidence, dtype, out, status, num_threads):
+        general.append(len(status))
+        infer(self, tree, evidence, dtype, out, status, num_threads)
+
+    monkeypatch.setattr(runners.TextBackend, "_infer", spy)
+
+    def left(question, *args, **options):
+        general.clear()
+        question(*args, backend="numba", **options)
+        return sum(general)
+
+    model = TreeModel(Grammar.published(4, 1.0, 0), 3)
+    rows = rows_of(model, 20, rng)
+    mask = np.zeros(rows.shape, bool)
+    mask[[3, 7], 2] = True
+    for question in (model.leave_one_out, model.root_posterior):
+        assert left(question, rows) == 0
+        assert left(question, rows, np.zeros_like(mask)) == 0
+        assert left(question, rows, mask) == 2
+        assert left(question, rows, ~mask) == 20
+        assert left(question, rows, dtype="float64") == 20
+    assert left(model.next_token, rows) == 20
+    assert left(model.log_prob, rows) == 20
+    assert left(model.infer, rows) == 20
+    assert left(model.filtered(1).leave_one_out, rows) == 20
+    ambiguous = TreeModel(Grammar.dense(4, 1.0, 1), 3)
+    assert left(ambiguous.leave_one_out, rows) == 20
