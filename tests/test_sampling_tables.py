@@ -135,5 +135,6 @@ def test_rows_around_packs(backend, depth):
             assert all((drawn.levels[d] == whole.levels[d][:n]).all() for d in drawn.levels)
             assert (out[n] == 77).all()
             again = model.sample(n, seed=4, start=start, backend=backend, out=out[:n])
-            assert (again.leaves == whole.leaves[:n]).all() and (again.roots == whole.roots[:n]).all()
+            assert (again.leaves == whole.leaves[:n]).all()
+            assert (again.roots == whole.roots[:n]).all()
             assert (out[n] == 77).all()
