@@ -13,7 +13,7 @@ from typing import Any
 from .flat import Lines, Messages
 from .parse_table import CHILDREN, PAIRS, TABLE_SYMBOLS, Parse, ParseTable
 from .reference import store
-from .scaling import MARK, ONE, UNSIGNED, ZERO, normalise
+from .scaling import ONE, UNSIGNED, ZERO, normalise
 
 __all__ = ["NOT_PARSED", "parse_rows"]
 
@@ -21,21 +21,23 @@ Array = Any
 NOT_PARSED = 255  # status of a row that is left to do
 
 
-def load_symbols(tokens: Array, mask: Array, first: int, q: int, parse: Parse, at: Lines) -> None:
-    """The leaves' symbols, q where one is hidden, and the highest of each row into line MARK."""
-    symbol, highest = parse.symbol, at.integer
-    lanes, leaves, last = symbol.shape[1], tokens.shape[1], len(tokens) - 1
-    for lane in range(lanes):
-        highest[MARK, lane] = 0
+def mark_hidden(tokens: Array, mask: Array, q: int, status: Array) -> None:
+    """Status NOT_PARSED for the rows with a hidden leaf, 0 for all others."""
+    for row in range(len(status)):
+        highest, hidden = 0, False
+        for j in range(tokens.shape[1]):
+            highest = max(highest, tokens[row, j])
+        for j in range(mask.shape[1]):
+            hidden |= mask[row, j]
+        status[row] = NOT_PARSED if hidden | (highest >= q) else 0
+
+
+def load_symbols(tokens: Array, first: int, q: int, parse: Parse) -> None:
+    """The leaves' symbols; those of rows with hidden leaves may be any."""
+    symbol, leaves, last = parse.symbol, tokens.shape[1], len(tokens) - 1
     for j in range(leaves):
-        for lane in range(lanes):
+        for lane in range(symbol.shape[1]):
             symbol[leaves + j, lane] = min(tokens[min(first + lane, last), j], q)
-        if mask.shape[1]:
-            for lane in range(lanes):
-                hidden = mask[min(first + lane, last), j]
-                symbol[leaves + j, lane] = q if hidden else symbol[leaves + j, lane]
-        for lane in range(lanes):
-            highest[MARK, lane] = max(highest[MARK, lane], symbol[leaves + j, lane])
 
 
 def parse_level(table: ParseTable, d: int, parse: Parse, at: Lines) -> None:
@@ -90,17 +92,17 @@ def parse_rows(
     """
     depth, q0 = len(table.levels), len(table.prior)
     q, lanes = table.levels[depth - 1, TABLE_SYMBOLS], parse.symbol.shape[1]
-    belief, highest = room.belief, at.integer
+    belief = room.belief
+    mark_hidden(tokens, mask, q, status)
     for first in range(0, len(status), lanes):
-        rows, seen = min(lanes, len(status) - first), 0
-        load_symbols(tokens, mask, first, q, parse, at)
+        rows, hidden = min(lanes, len(status) - first), 0
         for lane in range(rows):
-            seen += 1 if highest[MARK, lane] < q else 0
-        for lane in range(rows):
-            left = (highest[MARK, lane] >= q) | (2 * seen < rows)
-            status[first + lane] = NOT_PARSED if left else 0
-        if 2 * seen < rows:
+            hidden += 1 if status[first + lane] == NOT_PARSED else 0
+        if 2 * hidden > rows:
+            for lane in range(rows):
+                status[first + lane] = NOT_PARSED
             continue
+        load_symbols(tokens, first, q, parse)
         for d in range(depth - 1, -1, -1):
             if d > 0 or len(root):
                 parse_level(table, d, parse, at)
