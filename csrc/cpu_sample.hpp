@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kNodesAtOnce = 32;
 // Tables of how many entries are laid out anew: always; and at most, where a call has that many rows for every entry.
 constexpr int64_t kSmallTable = 128, kLargestTable = 1 << 14, kRowsPerEntry = 2;
+constexpr int64_t kRowsPerStarEntry = 16; // of one node's table, which a row asks once
 
 // How many packs are drawn together: their words, and their symbols, are to stay in the nearest cache.
 template <int N> HF_INLINE int packs_together(const hf_model& m) {
@@ -79,7 +80,9 @@ template <int N, class Token> struct SampleRoom {
                                  int arity, int64_t entries) {
             table->tables = nullptr;
             if (kRegisters<N> == 0 || entries > kLargestTable) return;
-            if (entries > kSmallTable && args.n < kRowsPerEntry * entries) return;
+            const int64_t own = int64_t(parents) << bits; // of a star's tables `entries` are those of all
+            if (entries > kSmallTable && args.n < (own < entries ? kRowsPerStarEntry * own : kRowsPerEntry * own))
+                return;
             table->fill(cuts, picks, parents, bits, arity, memory);
             memory += Table::size(parents, bits);
         };

@@ -7,6 +7,7 @@
 #include "tree_messages.hpp"
 
 namespace HF_NAMESPACE {
+namespace {
 
 // An alphabet that the compiler knows the size of; 0: of any size.
 template <int Size> struct Alphabet {
@@ -171,4 +172,5 @@ HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<ty
     scale.finish(2 * n);
 }
 
+} // namespace
 } // namespace HF_NAMESPACE
