@@ -7,7 +7,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-
 #include <type_traits>
 #if defined(__SSE2__) && !defined(__CUDACC__)
 #pragma GCC diagnostic push
@@ -218,7 +217,8 @@ template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
             twice = multiply_add<P>(twice, r, splat<P>(coefficient));
         }
     }
-    return twice * from_bits<P>(bits_of<P>(rounded) << F::mantissa_bits);
+    using Word = typename LaneType<std::make_unsigned_t<typename P::Int>, P::lanes>::type; // may lose upper bits
+    return twice * from_bits<P>((typename P::I)((Word)bits_of<P>(rounded) << F::mantissa_bits));
 }
 
 // 32 x 32 -> 64 bit products, high and low halves.
