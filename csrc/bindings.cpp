@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cfenv>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -40,6 +41,8 @@ struct TokenLevels {
         const int depth = model.c().depth;
         if (static_cast<int32_t>(levels.size()) != depth + 1)
             throw std::invalid_argument("levels: one entry per level, root included");
+        views.reserve(static_cast<size_t>(depth) + 1);
+        pointers.reserve(static_cast<size_t>(depth) + 1);
         for (int d = 0; d <= depth; ++d) {
             views.push_back(view(levels[static_cast<size_t>(d)], "BH", true, n * model.nodes(d), "levels"));
             pointers.push_back(views.back().data<void>());
@@ -100,6 +103,8 @@ struct Levels {
         const int depth = model.c().depth, k = model.c().filter_level;
         if (static_cast<int32_t>(arrays.size()) != depth + 1)
             throw std::invalid_argument(std::string(name) + ": one entry per level, root included");
+        views.reserve(static_cast<size_t>(depth) + 1);
+        pointers.reserve(static_cast<size_t>(depth) + 1);
         for (int d = 0; d <= depth; ++d) {
             const py::object o = arrays[static_cast<size_t>(d)];
             if (!o.is_none() && d > 0 && d < k) throw std::invalid_argument(std::string(name) + ": no such level");
@@ -267,6 +272,13 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
         },
         py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("k0"), py::arg("k1"),
         "One block of Philox4x32-10.");
+    module.def(
+        "getenv",
+        [](const char* name) -> py::object {
+            const char* value = std::getenv(name);
+            return value ? py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(value)) : py::none();
+        },
+        py::arg("name"), "A variable of the environment, or None.");
     module.def(
         "ieee_environment",
         [] {

@@ -12,6 +12,7 @@ __all__: list[str] = [
     "choose",
     "empirical",
     "extremes",
+    "getenv",
     "ieee_environment",
     "infer",
     "instruction_sets",
@@ -75,6 +76,11 @@ def empirical(
 def extremes(values: typing.Any) -> tuple:
     """
     Smallest and largest of floating-point values, NaN aside, and whether any is NaN.
+    """
+
+def getenv(name: str) -> typing.Any:
+    """
+    A variable of the environment, or None.
     """
 
 def ieee_environment() -> bytes:

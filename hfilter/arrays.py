@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,8 @@ def as_numpy(name: str, x: Any) -> tuple[Array, Wrap]:
     BackendUnavailable
         If it lives on a device that no backend here serves.
     """
+    if type(x) is np.ndarray:
+        return x, _same
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError(
             f"{name} is a NumPy masked array, whose mask would be lost; pass its .data, and what is "
@@ -107,14 +110,19 @@ def to_device(device: Any) -> Wrap:
     return torch.from_numpy
 
 
+_VALUE_TYPES = {name: np.dtype(name) for name in ("float32", "float64")}
+
+
 def value_type(dtype: Any) -> np.dtype[Any]:
     """float32 or float64, named by a string, a NumPy or a torch dtype."""
+    if type(dtype) is str and dtype in _VALUE_TYPES:
+        return _VALUE_TYPES[dtype]
     name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
     try:
         found = np.dtype(name)
     except (TypeError, ValueError):
         found = np.dtype(object)
-    if found not in (np.dtype(np.float32), np.dtype(np.float64)) or dtype is None:
+    if found not in _VALUE_TYPES.values() or dtype is None:
         raise DTypeError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     return found
 
@@ -140,9 +148,7 @@ def _aligned(size: int, shape: tuple[int, ...], dtype: Any) -> Array:
 
 def allocate(what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Array:
     """An uninitialised array, or an error before any work if the machine cannot hold it."""
-    size = np.dtype(dtype).itemsize
-    for length in shape:
-        size *= length
+    size = math.prod(shape, start=np.dtype(dtype).itemsize)
     if size < _LARGE:
         return np.empty(shape, dtype)
     if size <= _physical_memory():

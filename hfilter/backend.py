@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from . import cuda
 from .checks import check_int
+from .compiled import getenv
 from .errors import ArgumentError, BackendUnavailable
 from .runners import (
     Backend,
@@ -96,15 +97,23 @@ def backends() -> dict[str, BackendInfo]:
 
 
 @functools.cache
-def _warn_if_slow(name: str) -> None:
-    """Say once that nobody chose plain Python: it takes a millisecond a sequence."""
-    if name == "python":
-        warnings.warn(
-            f"plain Python serves hfilter here, thousands of times slower than compiled: {not_built}; "
-            "numba would do too; HFILTER_BACKEND=python says this is meant",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+def _fastest(name: str | None) -> Backend:
+    """The first backend that is here, or the first instruction set for "cpu".
+
+    If it is plain Python, which takes a millisecond a sequence and nobody chose, says so once.
+    """
+    for candidate in NAMES[:3] if name == "cpu" else NAMES[:5]:
+        entry = _entry(candidate)
+        if not isinstance(entry, str):
+            if candidate == "python":
+                warnings.warn(
+                    f"plain Python serves hfilter here, thousands of times slower than compiled: {not_built}; "
+                    "numba would do too; HFILTER_BACKEND=python says this is meant",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return entry
+    raise BackendUnavailable(f"cpu: {_entry('portable')}; available: {_here()}")
 
 
 def _here() -> str:
@@ -123,16 +132,10 @@ def get_backend(name: str | None = None) -> Backend:
     """
     source = "backend"
     if name is None:
-        name = os.environ.get("HFILTER_BACKEND") or None
+        name = getenv("HFILTER_BACKEND") or None
         source = "HFILTER_BACKEND"
     if name is None or name == "cpu":
-        wanted = NAMES[:3] if name == "cpu" else NAMES[:5]
-        for candidate in wanted:
-            entry = _entry(candidate)
-            if not isinstance(entry, str):
-                _warn_if_slow(candidate)
-                return entry
-        raise BackendUnavailable(f"cpu: {_entry('portable')}; available: {_here()}")
+        return _fastest(name)
     if name not in (*NAMES, "cuda-host"):
         raise BackendUnavailable(
             f"{source} must be one of cpu, {', '.join(NAMES)}, got {name!r}; available: {_here()}"
@@ -145,7 +148,7 @@ def get_backend(name: str | None = None) -> Backend:
 
 def default_threads() -> int:
     """HFILTER_NUM_THREADS, or the processors this process may use."""
-    text = os.environ.get("HFILTER_NUM_THREADS")
+    text = getenv("HFILTER_NUM_THREADS")
     if text:
         try:
             return check_int("HFILTER_NUM_THREADS", int(text), 1, 1024)

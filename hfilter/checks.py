@@ -13,6 +13,8 @@ __all__ = ["check_float", "check_int", "check_seed"]
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high], or raise an error that names `name`."""
+    if type(value) is int and low <= value and (high is None or value <= high):
+        return value  # before any words are made
     wanted = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     if isinstance(value, bool):
         raise DTypeError(f"{name} must be {wanted}, got {value!r}")

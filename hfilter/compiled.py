@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["ieee", "not_built"]
+__all__ = ["getenv", "ieee", "not_built"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,6 +30,9 @@ except ImportError as error:
             f"module _cpu was not built ({error}); install hfilter where a C++17 compiler is, "
             "without HFILTER_PURE"
         )
+
+# A variable of the environment, or None: asking `os.environ` takes longer than a kernel takes over a row.
+getenv: Callable[[str], str | None] = os.environ.get if _cpu is None else _cpu.getenv
 
 
 class ieee:

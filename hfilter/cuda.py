@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import ieee
 from .errors import BackendUnavailable, KernelError
 from .evidence import Evidence, Outputs, Trees
-from .runners import compiled_model
 from .tree import TreeStructure
 
 __all__ = [
@@ -151,7 +151,7 @@ def _packed_model(memory: HostMemory, tree: TreeStructure) -> Any:
     """The model on that device, sent there at its first use and kept with it."""
     kept = _packed.setdefault(tree, {})
     if memory.key not in kept:
-        model, width = compiled_model(tree), tree.token_dtype.itemsize
+        model, width = tree.compiled, tree.token_dtype.itemsize
         size = len(_cuda.pack(memory.executor, model.address, 0, width))
         block = memory.empty((size,), np.uint8)
         data = _cuda.pack(memory.executor, model.address, memory.address(block), width)
@@ -191,7 +191,7 @@ def launch_sample(
         block = _packed_model(memory, tree)
         try:
             _cuda.sample(
-                memory.executor, compiled_model(tree).address, memory.address(block), n, seed, start,
+                memory.executor, tree.compiled.address, memory.address(block), n, seed, start,
                 memory.address(roots), [memory.address(x) for x in levels], tree.token_dtype.itemsize, FORCE,
                 memory.stream,
             )  # fmt: skip
@@ -251,7 +251,7 @@ def launch_infer(
             chosen = (
                 None if trees is None else _addresses(memory, tree, trees.rows(begin, part.stop))
             )
-            model = compiled_model(tree).address
+            model = tree.compiled.address
             try:
                 size = _cuda.workspace(memory.executor, model, asked, wanted, chosen, FORCE)
                 space = memory.empty((size // 8,), np.int64)
@@ -295,6 +295,7 @@ class CudaBackend:
             if into is not None:
                 memory.download(x, into)
 
+    @ieee()
     def infer(
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,

@@ -50,6 +50,8 @@ def place_of(*arguments: Any, device: Any = None) -> Any:
             kind, index = x.__dlpack_device__()
             if int(kind) == _DLPACK_CUDA:
                 return f"cuda:{index}"
+    if device is None:
+        return None
     return device if str(device).partition(":")[0] in EXECUTORS else None
 
 

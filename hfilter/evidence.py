@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .arrays import Wrap, as_numpy
 from .checks import check_int
-from .compiled import _cpu
+from .compiled import _cpu, ieee
 from .errors import ArgumentError, DTypeError, ShapeError
 from .tree import TreeStructure
 
@@ -127,9 +127,9 @@ def new_outputs(
     beliefs: list[Array | None] = [None] * (tree.depth + 1)
     for d in levels:
         if d > 0:
-            beliefs[d] = empty((n, tree.n_nodes(d), tree.alphabets[d]), kind)
+            beliefs[d] = empty((n, tree.arity**d, tree.alphabets[d]), kind)
     return Outputs(
-        empty((n,), np.dtype(np.float64)) if evidence else None,
+        empty((n,), np.float64) if evidence else None,
         empty((n, tree.n_classes), kind) if root else None,
         beliefs,
         empty((n, tree.n_leaves, tree.vocab_size), kind) if leave_one_out else None,
@@ -146,9 +146,13 @@ def kernel_layout(tree: TreeStructure, evidence: Evidence) -> Evidence:
     if mask is not None:
         mask = np.ascontiguousarray(mask)
     if fields is not None:
-        fields = np.ascontiguousarray(
-            fields, np.float32 if fields.dtype.itemsize < 8 else np.float64
-        )
+        wanted = np.float32 if fields.dtype.itemsize < 8 else np.float64
+        if fields.dtype != wanted:
+            with ieee():
+                fields = fields.astype(wanted)
+        fields = np.ascontiguousarray(fields)
+    if tokens is evidence.tokens and mask is evidence.mask and fields is evidence.log_fields:
+        return evidence
     return Evidence(tokens, mask, fields, evidence.causal, evidence.window)
 
 
@@ -204,13 +208,13 @@ def check_evidence(
 
 def _are_tokens(tokens: Array, largest: int) -> bool:
     if tokens.size <= 64:  # where NumPy's reductions take longer than the kernel
-        values = tokens.ravel().tolist()
-        return bool(max(values) <= largest and min(values) >= 0)
+        values = tokens.tobytes() if tokens.dtype == np.uint8 else tokens.ravel().tolist()
+        return max(values) <= largest and (tokens.dtype.kind == "u" or min(values) >= 0)
     return int(tokens.max()) <= largest and (tokens.dtype.kind == "u" or int(tokens.min()) >= 0)
 
 
 def _check_shape(name: str, x: Array, row: tuple[int, ...]) -> None:
-    if x.ndim != 1 + len(row) or x.shape[1:] != row:
+    if x.shape[1:] != row:
         wanted = ", ".join(map(str, row))
         raise ShapeError(f"{name} must have shape (n, {wanted}), got {x.shape}")
 

@@ -22,7 +22,7 @@ from .compiled import _cpu, ieee
 from .evidence import check_evidence, kernel_layout
 from .exact import TreeModel
 from .rules import RuleTable
-from .runners import CompiledBackend, compiled_model
+from .runners import CompiledBackend
 
 __all__ = ["Directions", "Moved", "rates_of"]
 
@@ -90,7 +90,7 @@ def _by_kernel(
     pairs = np.empty((n, *model.channels.shape) if star else (n, 0), kind)
     status = np.empty(n, np.uint8)
     runner._call(
-        _cpu.tangent, compiled_model(model), n, (evidence.tokens, evidence.mask, evidence.log_fields),
+        _cpu.tangent, model.compiled, n, (evidence.tokens, evidence.mask, evidence.log_fields),
         kind.itemsize,
         (rates, None if below is None else given(directions.rules[:, first:]), given(directions.channels)),
         (None, root, levels, below, pairs if star else None), status, num_threads,

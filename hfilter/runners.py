@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import choosing, parsing, passing, philox, reference, sampling, scaling, star
-from .compiled import _cpu, not_built
+from .compiled import _cpu, ieee, not_built
 from .errors import KernelError
 from .evidence import Evidence, Outputs, Trees
 from .flat import FlatModel, flatten, row_bytes, scratch, symbols
@@ -29,7 +29,6 @@ __all__ = [
     "Backend",
     "CompiledBackend",
     "TextBackend",
-    "compiled_model",
     "instruction_sets",
     "not_built",
     "numba_text",
@@ -50,7 +49,7 @@ def instruction_sets() -> dict[str, bool]:
 
 
 class Backend(Protocol):
-    """What `hfilter.exact` asks of a backend."""
+    """What `hfilter.exact` asks of a backend; `infer` sees to it that numbers are IEEE's (see `ieee`)."""
 
     name: str
     finds_nan: bool  # `infer` marks rows whose fields are NaN or +inf with ROW_NAN
@@ -91,7 +90,7 @@ class CompiledBackend:
         self, tree: TreeStructure, seed: int, start: int, n: int, roots: Array | None, levels: list[Array | None],
         num_threads: int,
     ) -> None:  # fmt: skip
-        self._call(_cpu.sample, compiled_model(tree), n, seed, start, roots, levels, num_threads)
+        self._call(_cpu.sample, tree.compiled, n, seed, start, roots, levels, num_threads)
 
     def infer(
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
@@ -99,7 +98,7 @@ class CompiledBackend:
     ) -> None:  # fmt: skip
         laws = window_laws(tree, evidence, dtype)
         self._call(
-            _cpu.infer, compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
+            _cpu.infer, tree.compiled, len(status), evidence.tokens, evidence.mask, evidence.log_fields,
             dtype.itemsize, out.log_evidence, out.root, out.beliefs, out.leave_one_out, out.counts, out.star_pairs,
             evidence.causal, evidence.window, laws, status, num_threads,
         )  # fmt: skip
@@ -109,7 +108,7 @@ class CompiledBackend:
         num_threads: int,
     ) -> None:  # fmt: skip
         self._call(
-            _cpu.choose, compiled_model(tree), len(status), evidence.tokens, evidence.mask, evidence.log_fields,
+            _cpu.choose, tree.compiled, len(status), evidence.tokens, evidence.mask, evidence.log_fields,
             dtype.itemsize, trees.log_evidence, trees.log_weight, trees.n_samples, trees.seed, trees.start,
             trees.levels, status, num_threads,
         )  # fmt: skip
@@ -151,6 +150,7 @@ class TextBackend:
 
         self._over_threads(rows, n, num_threads)
 
+    @ieee()
     def infer(
         self, tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any], out: Outputs, status: Array,
         num_threads: int,
@@ -281,7 +281,8 @@ def window_laws(tree: TreeStructure, evidence: Evidence, dtype: np.dtype[Any]) -
     """Laws of the nodes on top of the windows, if these are not above the filter level."""
     if evidence.window == 0 or evidence.window < tree.filter_level:
         return None
-    return np.ascontiguousarray(tree.node_laws(evidence.window), dtype)
+    with ieee():
+        return np.ascontiguousarray(tree.node_laws(evidence.window), dtype)
 
 
 def _as_rows(evidence: Evidence, n: int) -> tuple[Array, Array, Array]:
@@ -329,19 +330,10 @@ def _side_by_side(
             target[first - begin : part.stop - begin] = filled[:, at : at + target.shape[1]]
 
 
-# A model is packed once per backend and forgotten with it.
-_compiled_models: weakref.WeakKeyDictionary[TreeStructure, Any] = weakref.WeakKeyDictionary()
+# A model is flattened once per type and forgotten with it.
 _flat_models: weakref.WeakKeyDictionary[TreeStructure, dict[tuple[int, bool], FlatModel]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def compiled_model(tree: TreeStructure) -> Any:
-    """The packed model as module _cpu holds it."""
-    model = _compiled_models.get(tree)
-    if model is None:
-        model = _compiled_models[tree] = _cpu.Model(dict(tree.packed))
-    return model
 
 
 def _flat_model(tree: TreeStructure, dtype: np.dtype[Any], lists: bool) -> FlatModel:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import view
 from .checks import check_int
-from .compiled import ieee
+from .compiled import _cpu, ieee
 from .errors import ArgumentError, DTypeError, GrammarError, ShapeError
 from .grammar import Grammar
 from .rules import RuleTable
@@ -271,6 +271,11 @@ class TreeStructure:
             "n_counts": self.n_counts,
             "first_counts": np.array(self.first_counts, np.int32),
         }
+
+    @computed_once
+    def compiled(self) -> Any:
+        """The packed model as module _cpu holds it."""
+        return _cpu.Model(dict(self.packed))
 
 
 def _check_prior(prior: Any, n_classes: int) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ import pytest
 
 import hfilter
 from hfilter import Grammar, TreeModel
-from hfilter.errors import DataError
+from hfilter.errors import ArgumentError, BackendUnavailable, DataError
 
 GRAMMAR = Grammar.published(4, 1.0, 0)
 
@@ -206,6 +206,21 @@ def test_cpu_means_the_widest_instruction_set() -> None:
     pytest.importorskip("hfilter._cpu", reason="the compiled extension was not built")
     out = child(ASK, HFILTER_BACKEND="cpu").stdout
     assert out.split()[-1] in ("avx512", "avx2", "portable")
+
+
+def test_environment_is_asked_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable counts from when it is set to when it is taken back, in a process that has called before."""
+    model = TreeModel(Grammar.parity(), 3)
+    rows = model.sample(3, seed=1).leaves.tolist()
+    for name, error in (
+        ("HFILTER_BACKEND", BackendUnavailable),
+        ("HFILTER_NUM_THREADS", ArgumentError),
+    ):
+        monkeypatch.setenv(name, "ein\u00e9")
+        with pytest.raises(error, match=f"{name} must be .*ein\u00e9"):
+            model.sample(3, seed=1)
+        monkeypatch.delenv(name)
+        assert model.sample(3, seed=1).leaves.tolist() == rows
 
 
 INTERRUPTED = """

@@ -42,7 +42,7 @@ class Contexts(Door):
         messages of the children left of r alone; those on the right sum to one.
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        out, wrap = self._ask(*question, causal=True, leave_one_out=True)
+        out, wrap = self._ask(*question, {"leave_one_out": True}, causal=True)
         return wrap(present(out.leave_one_out))
 
     def windowed(
@@ -77,5 +77,5 @@ class Contexts(Door):
         """
         height = check_int("height", height, 0, self.depth)
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        out, wrap = self._ask(*question, window=self.depth - height, leave_one_out=True)
+        out, wrap = self._ask(*question, {"leave_one_out": True}, window=self.depth - height)
         return wrap(present(out.leave_one_out))

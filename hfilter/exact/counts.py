@@ -10,8 +10,8 @@ import numpy as np
 from .. import device as _device
 from ..arrays import allocate, value_type
 from ..errors import DTypeError
-from ..evidence import Outputs, check_evidence
-from .door import Array, Door, present, runner_for
+from ..evidence import Outputs, check_evidence, new_outputs
+from .door import Array, Door, present, room, runner_for
 
 _HELD = 1 << 22  # counts at a time: rows in blocks that depend on the model alone, and so do sums
 _DEVICE_HELD = 1 << 26  # the same on a device
@@ -64,7 +64,7 @@ class Counts(Door):
         on = _Host() if place is None else _device.Constants(self, place)
         if per_sequence:
             question = (leaves, mask, log_fields, dtype, backend, num_threads)
-            out, wrap = self._ask(*question, **self._count_outputs)
+            out, wrap = self._ask(*question, self._count_outputs)
             kernel = out.counts if out.counts is not None else present(out.star_pairs)
             return wrap(on.rounded(self._all_counts(out, on), kernel.dtype))
         kind = value_type(dtype)
@@ -82,7 +82,7 @@ class Counts(Door):
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)  # of all rows at once
         for begin in range(0, n, rows):
             part = slice(begin, min(begin + rows, n))
-            out = self._outputs(part.stop - begin, kind, **self._count_outputs)
+            out = new_outputs(self, part.stop - begin, kind, room, **self._count_outputs)
             self._run(evidence.rows(part), part.stop - begin, kind, out, runner, threads)
             total += self._all_counts(out.map(on.sum_rows), on)[0]
         return wrap(total)
@@ -106,11 +106,13 @@ class Counts(Door):
             leaves,
             mask,
             log_fields,
-            *(options[x] for x in ("dtype", "backend", "num_threads")),
+            options["dtype"],
+            options["backend"],
+            options["num_threads"],
         )
         kept = {self.depth, *levels}
         more = self._count_outputs if counts else {}
-        out, wrap = self._ask(*question, root=True, levels=kept, **more)
+        out, wrap = self._ask(*question, {"root": True, "levels": kept, **more})
         beliefs = [present(out.beliefs[d]) for d in (self.depth, *levels)]
         every = (present(out.root), out.counts, out.star_pairs, *beliefs)
         return tuple(None if x is None else wrap(x) for x in every)

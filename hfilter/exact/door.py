@@ -28,7 +28,7 @@ from ..runners import ROW_NAN, Backend
 from ..tree import TreeStructure, computed_once
 from ..unbounded import choose_unbounded, infer_unbounded
 
-__all__ = ["LANES", "Door", "present", "runner_for"]
+__all__ = ["LANES", "Door", "present", "room", "runner_for"]
 
 Array = NDArray[Any]
 LANES = 16  # rows that go through a kernel together: never fewer, however deep the tree
@@ -49,14 +49,6 @@ class Door(TreeStructure):
             cost += self.arity**d * self.grammar.table(d).n_rules
         return int(cost)
 
-    def _outputs(self, n: int, kind: np.dtype[Any], **wanted: Any) -> Outputs:
-        def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-            return allocate(
-                f"the result for n = {n} rows", shape, dtype, "pass fewer rows at a time"
-            )
-
-        return new_outputs(self, n, kind, empty, **wanted)
-
     def _ask(
         self,
         leaves: Any,
@@ -65,12 +57,11 @@ class Door(TreeStructure):
         dtype: Any,
         backend: str | None,
         num_threads: int | None,
-        *,
+        wanted: dict[str, Any],
         causal: bool = False,
         window: int = 0,
-        **wanted: Any,
     ) -> tuple[Outputs, Wrap]:
-        """Check the evidence, allocate what is wanted (see `_outputs`), and fill it.
+        """Check the evidence, allocate what is `wanted` of `new_outputs`, and fill it.
 
         `causal` and `window` say what leave-one-out predictions are made from: see `Evidence`.
         """
@@ -82,11 +73,10 @@ class Door(TreeStructure):
         runner, threads = runner_for(backend, num_threads)
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields, runner.finds_nan)
         evidence.causal, evidence.window = causal, window
-        out = self._outputs(n, kind, **wanted)
+        out = new_outputs(self, n, kind, room, **wanted)
         self._run(evidence, n, kind, out, runner, threads)
         return out, wrap
 
-    @ieee()
     def _run(
         self, evidence: Evidence, n: int, kind: np.dtype[Any], out: Outputs, runner: Backend, threads: int
     ) -> None:  # fmt: skip
@@ -118,7 +108,7 @@ class Door(TreeStructure):
         out: Outputs,
         first: int,
     ) -> None:
-        """Rows `first` … of the call: those that leave the range of `kind` are computed again in a wider one."""
+        """Rows `first` … of the call, those that leave the range of `kind` in a wider one."""
         status = np.empty(n, np.uint8)
         runner.infer(self, evidence, kind, out, status, threads)
         if not (
@@ -127,11 +117,23 @@ class Door(TreeStructure):
             return
         if evidence.log_fields is not None and int(status.max()) == ROW_NAN:
             refuse_fields(evidence.log_fields, first)
-        again = np.flatnonzero(status)
+        self._run_again(runner, threads, evidence, np.flatnonzero(status), kind, out, first)
+
+    @ieee()
+    def _run_again(
+        self,
+        runner: Backend,
+        threads: int,
+        evidence: Evidence,
+        again: Array,
+        kind: np.dtype[Any],
+        out: Outputs,
+        first: int,
+    ) -> None:
         part, double = evidence.rows(again), np.dtype(np.float64)
-        wider = self._outputs(
-            len(again), double, evidence=out.log_evidence is not None, root=out.root is not None,
-            levels=[d for d, b in enumerate(out.beliefs) if b is not None],
+        wider = new_outputs(
+            self, len(again), double, room, evidence=out.log_evidence is not None,
+            root=out.root is not None, levels=[d for d, b in enumerate(out.beliefs) if b is not None],
             leave_one_out=out.leave_one_out is not None, counts=out.counts is not None,
             star_pairs=out.star_pairs is not None,
         )  # fmt: skip
@@ -177,6 +179,13 @@ class Door(TreeStructure):
                 self._choose_block(runner, threads, part, double, again, first + row)
             else:
                 choose_unbounded(self, part, again, 1)
+
+
+def room(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array for the result of shape[0] rows."""
+    return allocate(
+        f"the result for n = {shape[0]} rows", shape, dtype, "pass fewer rows at a time"
+    )
 
 
 def present(x: Array | None) -> Array:

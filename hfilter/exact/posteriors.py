@@ -64,8 +64,9 @@ class Posteriors(Door):
         """
         kept = check_levels(self, levels)
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        out, wrap = self._ask(*question, evidence=True, root=True, levels={self.depth, *kept})
-        found = {d: wrap(b) for d, b in enumerate(out.beliefs) if b is not None}
+        wanted = {"evidence": True, "root": True, "levels": {self.depth, *kept}}
+        out, wrap = self._ask(*question, wanted)
+        found = {d: wrap(present(out.beliefs[d])) for d in (*kept, self.depth) if d}
         if 0 in kept:
             found[0] = wrap(present(out.root)[:, None])
         return Posterior(
@@ -84,7 +85,7 @@ class Posteriors(Door):
     ) -> Any:
         """P(root | evidence), shape (n, n_classes), by the upward pass alone; arguments as in `infer`."""
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        out, wrap = self._ask(*question, root=True)
+        out, wrap = self._ask(*question, {"root": True})
         return wrap(present(out.root))
 
     def leave_one_out(
@@ -103,7 +104,7 @@ class Posteriors(Door):
         exactly where the other leaves are impossible together. Arguments as in `infer`.
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        out, wrap = self._ask(*question, leave_one_out=True)
+        out, wrap = self._ask(*question, {"leave_one_out": True})
         return wrap(present(out.leave_one_out))
 
     def log_prob(
@@ -126,5 +127,5 @@ class Posteriors(Door):
         True
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        out, wrap = self._ask(*question, evidence=True)
+        out, wrap = self._ask(*question, {"evidence": True})
         return wrap(present(out.log_evidence))
