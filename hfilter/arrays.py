@@ -15,7 +15,7 @@ from .errors import ArgumentError, BackendUnavailable, DTypeError
 __all__ = ["allocate", "as_numpy", "to_device", "value_type"]
 
 Array = NDArray[Any]
-Wrap = Callable[[Array], Any]
+Wrap = Callable[[Any], Any]
 
 
 def _same(x: Array) -> Array:

@@ -208,7 +208,7 @@ def check_evidence(
 
 def _are_tokens(tokens: Array, largest: int) -> bool:
     if tokens.size <= 64:  # where NumPy's reductions take longer than the kernel
-        values = tokens.tobytes() if tokens.dtype == np.uint8 else tokens.ravel().tolist()
+        values = tokens.tobytes() if tokens.dtype.char == "B" else tokens.ravel().tolist()
         return max(values) <= largest and (tokens.dtype.kind == "u" or min(values) >= 0)
     return int(tokens.max()) <= largest and (tokens.dtype.kind == "u" or int(tokens.min()) >= 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..checks import check_int
-from .door import Door, present
+from .door import Door
 
 
 class Contexts(Door):
@@ -43,7 +43,7 @@ class Contexts(Door):
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
         out, wrap = self._ask(*question, {"leave_one_out": True}, causal=True)
-        return wrap(present(out.leave_one_out))
+        return wrap(out.leave_one_out)
 
     def windowed(
         self,
@@ -78,4 +78,4 @@ class Contexts(Door):
         height = check_int("height", height, 0, self.depth)
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
         out, wrap = self._ask(*question, {"leave_one_out": True}, window=self.depth - height)
-        return wrap(present(out.leave_one_out))
+        return wrap(out.leave_one_out)

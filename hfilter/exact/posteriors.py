@@ -62,16 +62,12 @@ class Posteriors(Door):
         >>> post.root.tolist(), post.leaves[0, 3].tolist()
         ([[0.5, 0.5]], [0.5, 0.5])
         """
-        kept = check_levels(self, levels)
+        kept = {self.depth, *check_levels(self, levels)}
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
-        wanted = {"evidence": True, "root": True, "levels": {self.depth, *kept}}
+        wanted = {"evidence": True, "root": True, "levels": kept}
         out, wrap = self._ask(*question, wanted)
-        found = {d: wrap(present(out.beliefs[d])) for d in (*kept, self.depth) if d}
-        if 0 in kept:
-            found[0] = wrap(present(out.root)[:, None])
-        return Posterior(
-            wrap(present(out.log_evidence)), wrap(present(out.root)), found[self.depth], found
-        )
+        found = {d: wrap(out.beliefs[d] if d else present(out.root)[:, None]) for d in kept}
+        return Posterior(wrap(out.log_evidence), wrap(out.root), found[self.depth], found)
 
     def root_posterior(
         self,
@@ -86,7 +82,7 @@ class Posteriors(Door):
         """P(root | evidence), shape (n, n_classes), by the upward pass alone; arguments as in `infer`."""
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
         out, wrap = self._ask(*question, {"root": True})
-        return wrap(present(out.root))
+        return wrap(out.root)
 
     def leave_one_out(
         self,
@@ -105,7 +101,7 @@ class Posteriors(Door):
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
         out, wrap = self._ask(*question, {"leave_one_out": True})
-        return wrap(present(out.leave_one_out))
+        return wrap(out.leave_one_out)
 
     def log_prob(
         self,
@@ -128,4 +124,4 @@ class Posteriors(Door):
         """
         question = (leaves, mask, log_fields, dtype, backend, num_threads)
         out, wrap = self._ask(*question, {"evidence": True})
-        return wrap(present(out.log_evidence))
+        return wrap(out.log_evidence)
