@@ -146,9 +146,17 @@ def _aligned(size: int, shape: tuple[int, ...], dtype: Any) -> Array:
     return aligned
 
 
-def allocate(what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Array:
-    """An uninitialised array, or an error before any work if the machine cannot hold it."""
-    size = math.prod(shape, start=np.dtype(dtype).itemsize)
+def allocate(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    what: str | None = None,
+    remedy: str = "pass fewer rows at a time",
+) -> Array:
+    """An uninitialised array, or an error before any work if the machine cannot hold it.
+
+    The error says `what` it is for, if that is not the result for shape[0] rows.
+    """
+    size = math.prod(shape, start=dtype.itemsize)
     if size < _LARGE:
         return np.empty(shape, dtype)
     if size <= _physical_memory():
@@ -157,6 +165,6 @@ def allocate(what: str, shape: tuple[int, ...], dtype: Any, remedy: str) -> Arra
         except (MemoryError, ValueError):
             pass
     raise ArgumentError(
-        f"{what} of shape {shape} and type {np.dtype(dtype)} would take {size / 2**30:.3g} GiB, more than this "
-        f"machine's memory; {remedy}"
+        f"{what or f'the result for n = {shape[0]} rows'} of shape {shape} and type {dtype} would take "
+        f"{size / 2**30:.3g} GiB, more than this machine's memory; {remedy}"
     )

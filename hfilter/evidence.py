@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+_DOUBLE = np.dtype(np.float64)
 _MAX_FIELD = 1e300  # sums over all leaves stay finite
 
 
@@ -129,7 +130,7 @@ def new_outputs(
         if d > 0:
             beliefs[d] = empty((n, tree.arity**d, tree.alphabets[d]), kind)
     return Outputs(
-        empty((n,), np.float64) if evidence else None,
+        empty((n,), _DOUBLE) if evidence else None,
         empty((n, tree.n_classes), kind) if root else None,
         beliefs,
         empty((n, tree.n_leaves, tree.vocab_size), kind) if leave_one_out else None,

@@ -54,9 +54,7 @@ def _n_rows(evidence: Evidence) -> int:
 
 
 def _result(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    what = f"the result for n = {shape[0]} rows"
-    out: NDArray[Any] = allocate(what, shape, np.dtype(dtype), "pass fewer rows at a time")
-    return out
+    return allocate(shape, np.dtype(dtype))
 
 
 # ------------------------------------------------------------------------- single substitutions

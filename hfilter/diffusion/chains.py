@@ -176,12 +176,7 @@ class Plan:
 
     def _new(self, row: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         if self.device is None:
-            return allocate(
-                f"the result for n = {self.n} rows",
-                (self.n, *row),
-                dtype,
-                "pass fewer rows at a time",
-            )
+            return allocate((self.n, *row), dtype)
         import torch
 
         return torch.empty((self.n, *row), dtype=getattr(torch, dtype.name), device=self.device)

@@ -157,7 +157,7 @@ def empirical_posterior(
         raise ArgumentError(
             f"log_fields must be finite or -inf, got {fields[tuple(bad)]} at {tuple(bad)}"
         )
-    marginals = allocate("the marginals", shape, kind, "pass fewer rows at a time")
+    marginals = allocate(shape, kind, "the marginals")
     log_evidence = np.empty(shape[0])
     kernels.empirical(fields, stored, marginals, log_evidence, backend, num_threads)
     return wrap(marginals), wrap(log_evidence)

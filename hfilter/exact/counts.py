@@ -11,7 +11,7 @@ from .. import device as _device
 from ..arrays import allocate, value_type
 from ..errors import DTypeError
 from ..evidence import Outputs, check_evidence, new_outputs
-from .door import Array, Door, present, room, runner_for
+from .door import Array, Door, present, runner_for
 
 _HELD = 1 << 22  # counts at a time: rows in blocks that depend on the model alone, and so do sums
 _DEVICE_HELD = 1 << 26  # the same on a device
@@ -82,7 +82,7 @@ class Counts(Door):
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields)  # of all rows at once
         for begin in range(0, n, rows):
             part = slice(begin, min(begin + rows, n))
-            out = new_outputs(self, part.stop - begin, kind, room, **self._count_outputs)
+            out = new_outputs(self, part.stop - begin, kind, allocate, **self._count_outputs)
             self._run(evidence.rows(part), part.stop - begin, kind, out, runner, threads)
             total += self._all_counts(out.map(on.sum_rows), on)[0]
         return wrap(total)
@@ -179,9 +179,7 @@ class _Host:
     """The twin of `hfilter.device.Constants` for NumPy arrays, whose constants need no keeping."""
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
-        out = allocate(
-            f"counts for n = {shape[0]} rows", shape, np.dtype(np.float64), "pass fewer rows at a time"
-        )  # fmt: skip
+        out = allocate(shape, np.dtype(np.float64), f"counts for n = {shape[0]} rows")
         out[...] = 0
         return out
 

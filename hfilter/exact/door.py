@@ -28,7 +28,7 @@ from ..runners import ROW_NAN, Backend
 from ..tree import TreeStructure, computed_once
 from ..unbounded import choose_unbounded, infer_unbounded
 
-__all__ = ["LANES", "Door", "present", "room", "runner_for"]
+__all__ = ["LANES", "Door", "present", "runner_for"]
 
 Array = NDArray[Any]
 LANES = 16  # rows that go through a kernel together: never fewer, however deep the tree
@@ -73,7 +73,7 @@ class Door(TreeStructure):
         runner, threads = runner_for(backend, num_threads)
         evidence, n, wrap = check_evidence(self, leaves, mask, log_fields, runner.finds_nan)
         evidence.causal, evidence.window = causal, window
-        out = new_outputs(self, n, kind, room, **wanted)
+        out = new_outputs(self, n, kind, allocate, **wanted)
         self._run(evidence, n, kind, out, runner, threads)
         return out, wrap
 
@@ -132,7 +132,7 @@ class Door(TreeStructure):
     ) -> None:
         part, double = evidence.rows(again), np.dtype(np.float64)
         wider = new_outputs(
-            self, len(again), double, room, evidence=out.log_evidence is not None,
+            self, len(again), double, allocate, evidence=out.log_evidence is not None,
             root=out.root is not None, levels=[d for d, b in enumerate(out.beliefs) if b is not None],
             leave_one_out=out.leave_one_out is not None, counts=out.counts is not None,
             star_pairs=out.star_pairs is not None,
@@ -179,13 +179,6 @@ class Door(TreeStructure):
                 self._choose_block(runner, threads, part, double, again, first + row)
             else:
                 choose_unbounded(self, part, again, 1)
-
-
-def room(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array for the result of shape[0] rows."""
-    return allocate(
-        f"the result for n = {shape[0]} rows", shape, dtype, "pass fewer rows at a time"
-    )
 
 
 def present(x: Array | None) -> Array:

@@ -82,7 +82,7 @@ class Sampling(Door):
                 check_out(out, (n, self.n_leaves), self.token_dtype)
                 if d == self.depth and out is not None
                 else allocate(
-                    f"n = {n} rows of level {d}", (n, self.n_nodes(d)), self.token_dtype,
+                    (n, self.arity**d), self.token_dtype, f"n = {n} rows of level {d}",
                     "draw it in ranges, with start=",
                 )
             )  # fmt: skip

@@ -144,7 +144,7 @@ class WholeTrees(Door):
             trees.log_weight = np.empty(n)
         for d in wanted:
             trees.levels[d] = allocate(
-                f"trees for n = {n} rows", (n, trees.per_row, self.n_nodes(d)), self.token_dtype,
+                (n, trees.per_row, self.n_nodes(d)), self.token_dtype, f"trees for n = {n} rows",
                 "pass fewer rows at a time, or draw fewer samples",
             )  # fmt: skip
         check_int("start", start, 0, 2**64 - n * n_samples)

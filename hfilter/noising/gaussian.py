@@ -30,6 +30,7 @@ MAX_STEP: Final = 2**26 - 1
 """The largest `step`."""
 
 _NORMAL, _INTEGER, _UNIFORM = 0, 1, 2  # kinds of numbers: they do not share words either
+_FEWER = "ask for fewer samples at a time"
 
 
 def _tag(purpose: str, step: int, kind: int = _NORMAL) -> int:
@@ -97,7 +98,7 @@ def normal(
             out = kernels.new_tensor((n, size), device)
         else:
             wrap = to_device(device)
-            fresh = allocate("the noise", (n, size), np.float32, "ask for fewer samples at a time")
+            fresh = allocate((n, size), np.dtype(np.float32), "the noise", _FEWER)
             kernels.normal(seed, tag, start, fresh, backend, num_threads)
             return wrap(fresh)
     elif device is not None:
@@ -158,7 +159,7 @@ def integers(
     low = check_int("low", low, -(2**62), 2**62)
     high = check_int("high", high, low + 1, low + 2**32)
     n, start = _rows(n, start)
-    out = allocate("the integers", (n,), np.int64, "ask for fewer samples at a time")
+    out = allocate((n,), np.dtype(np.int64), "the integers", _FEWER)
     span, half = np.uint64(high - low), np.uint64(32)
     for part, w in _words(seed, purpose, step, _INTEGER, n, start, 1):
         value = (w[1] * span + (w[0] * span >> half)) >> half
@@ -186,7 +187,7 @@ def uniform(
     """
     size = check_int("size", size, 0, 2**33)
     n, start = _rows(n, start)
-    out = allocate("the numbers", (n, size), np.float64, "ask for fewer samples at a time")
+    out = allocate((n, size), np.dtype(np.float64), "the numbers", _FEWER)
     blocks = -(-size // 2)
     high, low = np.uint64(5), np.uint64(6)
     for part, w in _words(seed, purpose, step, _UNIFORM, n, start, blocks):
@@ -249,7 +250,9 @@ def noise_leaves(
     n, start = _rows(len(symbols), start)
     shape = (*symbols.shape, q)
     if out is None:
-        target = allocate("the noised leaves", shape, np.float32, "pass fewer rows at once")
+        target = allocate(
+            shape, np.dtype(np.float32), "the noised leaves", "pass fewer rows at once"
+        )
         result = wrap(target)
     else:
         result, target = out, _writable("out", out, shape)

@@ -104,9 +104,7 @@ class HostPredictor(ABC):
 
     def _answer(self, question: tuple[Any, Any, Any], row: tuple[int, ...], block: Any) -> Any:
         evidence, n, wrap = host_evidence(self._sizes, *question)
-        out = allocate(
-            f"the result for n = {n} rows", (n, *row), self.dtype, "pass fewer rows at a time"
-        )
+        out = allocate((n, *row), self.dtype)
         step = max(1, BLOCK_VALUES // (self.n_leaves * self.vocab_size))
         for begin in range(0, n, step):
             part = slice(begin, min(begin + step, n))
