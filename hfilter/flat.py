@@ -51,6 +51,7 @@ class FlatModel(NamedTuple):
     probability: Array  # of the value type, as are prior and star
     cuts: Any
     picks: Any  # (arity, cut points): the children's symbols
+    picked: Array  # (cut points,): of four children at most, eight bits each
     prior: Array
     prior_cuts: Any
     prior_bits: int
@@ -100,11 +101,20 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
         first=integers(joined["first"]), children=integers(joined["children"]),
         probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]),
         picks=integers(joined["picks"].reshape(-1, tree.arity).T),
+        picked=_words(joined["picks"].reshape(-1, tree.arity)),
         prior=packed[f"prior{bits}"].copy(), prior_cuts=integers(packed["prior_cuts"]),
         prior_bits=packed["prior_bits"], star=packed[f"star{bits}"].ravel().copy(),
         star_cuts=integers(packed["star_cuts"].ravel()), star_bits=packed["star_bits"],
         tiny=packed[f"tiny{bits}"], slack=packed[f"slack{bits}"],
     )  # fmt: skip
+
+
+def _words(picks: Array) -> Array:
+    """The first four children of each rule in a word, as far as eight bits hold them."""
+    few = picks[:, :4].astype(np.uint32)
+    shifts = np.arange(0, 8 * few.shape[1], 8, dtype=np.uint32)
+    joined: Array = np.bitwise_or.reduce(few << shifts, axis=1)
+    return joined
 
 
 class Symbols(NamedTuple):
@@ -113,14 +123,16 @@ class Symbols(NamedTuple):
     node: Array  # (n_leaves, lanes): symbols of one level, in place
     words: Array  # (4, lanes): the block of random words fetched last
     place: Array  # (lanes,): where in a table
+    picked: Array  # (2, lanes): a parent's symbol, and its children's
 
 
-def symbols(tree: TreeStructure, lanes: int) -> Symbols:
-    """Scratch of sampling for a block of that many rows."""
+def symbols(tree: TreeStructure, lanes: int, kind: Any = np.int64) -> Symbols:
+    """Scratch of sampling for a block of that many rows, symbols and words of that type."""
     return Symbols(
-        np.zeros((tree.n_leaves, lanes), np.int64),
-        np.zeros((4, lanes), np.int64),
+        np.zeros((tree.n_leaves, lanes), kind),
+        np.zeros((4, lanes), kind),
         np.zeros(lanes, np.int64),
+        np.zeros((2, lanes), kind),
     )
 
 

@@ -142,7 +142,7 @@ class TextBackend:
         none = np.empty((0, 1), tree.token_dtype)
 
         def rows(begin: int, end: int) -> None:
-            at = symbols(tree, self._lanes(end - begin, 8 * tree.n_leaves))
+            at = symbols(tree, self._lanes(end - begin, 4 * tree.n_leaves), np.uint32)
             for part, out, column in _side_by_side(below, begin, end, tree.token_dtype):
                 first = np.uint64(start + part.start)
                 kernel(model, at, np.uint64(seed), first, given[part], none if root is None else root[part],

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from .flat import BITS, CUTS, FlatModel, Symbols
+from .flat import BITS, CUTS, PARENTS, SYMBOLS, FlatModel, Symbols
 from .philox import HALF, MASK32, philox4x32
 
 __all__ = ["sample_rows"]
 
 Array = Any
 
+FEW = 40  # places for rules that are gone through faster than looked up
 LARGEST_WORD = np.uint64(0xFFFFFFFE)
 PURPOSE_TREE, PURPOSE_STAR = np.uint64(0), np.uint64(1)
 
@@ -40,7 +41,9 @@ def choose(cuts: Array, bits: int, words: Array, word: int, place: Array) -> Non
         step >>= 1
         for lane in range(len(place)):
             here = place[lane]
-            place[lane] = here + (step & ~((words[word, lane] - cuts[here + step - 1]) >> 32))
+            place[lane] = here + (
+                step & ~((int(words[word, lane]) - cuts[here + step - 1]) >> 32)
+            )
 
 
 def draw_symbol(
@@ -54,11 +57,40 @@ def draw_symbol(
         node[i, lane] = place[lane] - at - (node[0, lane] << bits)
 
 
+def draw_few(
+    model: FlatModel, level: Array, words: Array, word: int, node: Array, i: int, picked: Array
+) -> None:
+    """Node i's children, where rules are few and the children fit in a word: every rule in turn, four at a time.
+
+    Compilers make vectors of this, but not of looking up.
+    """
+    lanes, bits, cuts, words4 = node.shape[1], level[BITS], model.cuts, model.picked
+    for lane in range(lanes):
+        picked[0, lane] = node[i, lane]
+    for a in range(level[PARENTS]):
+        parent, first = np.uint32(a), level[CUTS] + (a << bits)
+        for rule in range(first, first + (1 << bits), 4):
+            p0, p1, p2, p3 = words4[rule], words4[rule + 1], words4[rule + 2], words4[rule + 3]
+            c0 = np.uint32(0 if rule == first else cuts[rule - 1])
+            c1, c2, c3 = cuts[rule], cuts[rule + 1], cuts[rule + 2]
+            for lane in range(lanes):
+                old, w = picked[1, lane], words[word, lane]
+                new = p1 if w >= c1 else p0
+                new = p2 if w >= c2 else new
+                new = p3 if w >= c3 else new
+                picked[1, lane] = new if (picked[0, lane] == parent) & (w >= c0) else old
+    for r in range(model.arity):
+        for lane in range(lanes):
+            node[i * model.arity + r, lane] = (picked[1, lane] >> (8 * r)) & 255
+
+
 def store_symbols(node: Array, n: int, first: int, out: Array, column: int) -> None:
     """The symbols of n nodes into the columns of `out`, one row per lane."""
-    for lane in range(min(node.shape[1], len(out) - first)):
+    lanes = min(node.shape[1], len(out) - first)
+    some = out[first : first + lanes, column : column + n]
+    for lane in range(lanes):
         for i in range(n):
-            out[first + lane, column + i] = node[i, lane]
+            some[lane, i] = node[i, lane]
 
 
 def sample_rows(
@@ -114,6 +146,13 @@ def sample_rows(
         for d in range(k, model.depth):
             level = model.levels[d]
             cuts, bits = level[CUTS], level[BITS]
+            few = (
+                bits > 1
+                and level[PARENTS] << bits <= FEW
+                and level[SYMBOLS] <= 256
+                and s <= 4
+                and lanes > 1
+            )
             nodes = s**d
             word = 1 + (nodes - 1) // (s - 1)
             # From the last node to the first: children overwrite symbols that no node before needs.
@@ -121,6 +160,9 @@ def sample_rows(
                 if held != (word + i) >> 2:
                     held = (word + i) >> 2
                     fetch_words(index, seed, held, PURPOSE_TREE, words)
+                if few:
+                    draw_few(model, level, words, (word + i) & 3, node, i, at.picked)
+                    continue
                 for lane in range(lanes):
                     place[lane] = cuts + (node[i, lane] << bits)
                 choose(model.cuts, bits, words, (word + i) & 3, place)

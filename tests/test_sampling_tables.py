@@ -9,6 +9,9 @@ import hfilter
 from hfilter.philox import philox4x32
 
 COMPILED = [name for name in ("avx512", "avx2", "portable") if hfilter.backends()[name].available]
+LANES = (
+    COMPILED + ["numba"] * hfilter.backends()["numba"].available
+)  # those with many rows side by side
 
 
 def words(rows, block, seed, purpose=0):
@@ -43,7 +46,7 @@ def test_a_word_on_a_cut_point_passes_it(q, at, backend):
             assert drawn == (at + 1 if shift <= 0 else at)
 
 
-@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("backend", LANES)
 def test_the_smallest_and_the_largest_word(backend):
     """Rows whose first words are 0 and 2**32 - 1: neither makes an impossible symbol, nor a rule of the padding."""
     assert words([91093890], 0, 1)[0, 0] == 0
@@ -62,7 +65,9 @@ def test_the_smallest_and_the_largest_word(backend):
     tensor[:, 0, 0], tensor[:, 0, 1], tensor[:, 1, 1] = 1e-12, 1 - 2e-12, 1e-12
     model = hfilter.TreeModel(hfilter.Grammar.from_tensor(tensor), depth=1)
     for row, seed in ((1538303059, 0), (841871577, 2)):
-        assert model.sample(1, seed=seed, start=row, backend=backend).leaves.tolist() == [[0, 1]]
+        for n in (1, 9):  # alone and among others
+            leaves = model.sample(n, seed=seed, start=row, backend=backend).leaves
+            assert leaves[0].tolist() == [0, 1]
 
 
 def _hierarchy(v, m, depth=2, arity=2):
@@ -78,9 +83,11 @@ MODELS = {
     "12 entries": lambda: _hierarchy(6, 2),
     "16 entries, 8 leaves": lambda: _hierarchy(4, 4, depth=3),
     "16 entries, 256 leaves": lambda: _hierarchy(4, 4, depth=8),
+    "32 entries, 3 bits": lambda: _hierarchy(4, 7, arity=3),
     "32 entries, 16 leaves": lambda: _hierarchy(8, 4, depth=4),
     "64 entries, 32 leaves": lambda: _hierarchy(8, 8, depth=5),
     "64 entries, 2 bits": lambda: _hierarchy(16, 4, depth=4),
+    "16 entries, 12 rules": lambda: _hierarchy(4, 3, depth=3),
     "24 entries": lambda: _hierarchy(6, 4, depth=3),
     "64 entries": lambda: _hierarchy(8, 8),
     "72 entries": lambda: _hierarchy(9, 8),
@@ -91,6 +98,11 @@ MODELS = {
         hfilter.Grammar.published(300, 1.0, 0, rules_per_symbol=2), depth=2
     ),
     "two bytes, arity 3": lambda: _hierarchy(257, 2, depth=1, arity=3),
+    "two bytes, two parents": lambda: hfilter.TreeModel(
+        hfilter.Grammar.random_hierarchy(
+            vocab_size=300, rules_per_symbol=4, depth=1, n_classes=2, seed=3
+        )
+    ),
     "arity 3": lambda: _hierarchy(4, 4, depth=3, arity=3),
     "arity 4": lambda: _hierarchy(4, 4, arity=4),
     "arity 5": lambda: _hierarchy(3, 3, arity=5),
@@ -102,7 +114,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("backend", LANES)
 @pytest.mark.parametrize("name", MODELS)
 def test_tables_of_every_size_give_one_stream(name, backend):
     """Many rows at once, for which tables are laid out, and few, against the plain loops: every level, every row."""
@@ -122,7 +134,7 @@ def test_tables_of_every_size_give_one_stream(name, backend):
     assert (given[rows] == leaves[rows]).all()
 
 
-@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("backend", LANES)
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7])
 def test_rows_around_packs(backend, depth):
     """Any number of rows about that of a pack, of packs drawn together, and over 2**32, is part of one stream."""
