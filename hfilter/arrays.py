@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import memory
 from .errors import ArgumentError, BackendUnavailable, DTypeError
 
 __all__ = ["allocate", "as_numpy", "to_device", "value_type"]
@@ -127,8 +128,7 @@ def value_type(dtype: Any) -> np.dtype[Any]:
     return found
 
 
-_LINE = 64  # bytes of a cache line
-_LARGE = 1 << 20  # bytes from which alignment is worth a microsecond
+_LARGE = 1 << 20  # bytes from which kept and aligned memory is worth some microseconds
 
 
 def _physical_memory() -> int:
@@ -136,14 +136,6 @@ def _physical_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
         return 2**62
-
-
-def _aligned(size: int, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An uninitialised array that begins with a cache line: kernels write whole lines of it."""
-    memory = np.empty(size + _LINE, np.uint8)
-    begin = -int(memory.__array_interface__["data"][0]) % _LINE
-    aligned: Array = memory[begin : begin + size].view(dtype).reshape(shape)
-    return aligned
 
 
 def allocate(
@@ -161,7 +153,7 @@ def allocate(
         return np.empty(shape, dtype)
     if size <= _physical_memory():
         try:
-            return _aligned(size, shape, dtype)
+            return memory.results.array(shape, dtype, size)
         except (MemoryError, ValueError):
             pass
     raise ArgumentError(

@@ -23,7 +23,7 @@ LINES = (
     ("errors", "version"),
     ("_cpu", "_cuda"),
     ("compiled",),
-    ("checks", "arrays", "files", "philox"),
+    ("checks", "arrays", "files", "memory", "philox"),
     ("rules",),
     ("families", "view", "rules_file"),
     ("grammar",),
