@@ -41,9 +41,7 @@ def choose(cuts: Array, bits: int, words: Array, word: int, place: Array) -> Non
         step >>= 1
         for lane in range(len(place)):
             here = place[lane]
-            place[lane] = here + (
-                step & ~((int(words[word, lane]) - cuts[here + step - 1]) >> 32)
-            )
+            place[lane] = here + (step & ~((int(words[word, lane]) - cuts[here + step - 1]) >> 32))
 
 
 def draw_symbol(
