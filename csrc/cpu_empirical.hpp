@@ -9,8 +9,8 @@
 // lane goes depends on that lane alone.
 #pragma once
 
+#include "exp_log.hpp"
 #include "hfilter.h"
-#include "pack.hpp"
 
 #include <initializer_list>
 #include <math.h>

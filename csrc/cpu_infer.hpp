@@ -33,16 +33,21 @@ template <class P> struct Plan {
     using T = typename P::Scalar;
     Layout<P> at;
     TableShape table;
-    T smallest[64];            // probability of a level's rules
+    T least_up[64]; // of a level's rules, as next_bound wants it
+    T least_down[64];
     bool all_pairs[64];        // whether they are all there can be
-    PairSquare<T> squares[64]; // of soft evidence, where there is one
+    PairSquare<P> squares[64]; // of soft evidence, where there is one
     int deepest;               // level that an output asks the downward pass for
+    int star_level;            // the filter level, if there is one; else none
+    bool counts;               // wanted
     bool last_at_once;         // the last level can be had with what is asked of the leaves
 
-    Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr) : at(m, args), table(m) {
+    Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
+        : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1), counts(args.counts != nullptr) {
         if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
         for (int d = m.filter_level; d < m.depth; ++d) {
-            smallest[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
+            least_up[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules) / 4;
+            least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
             all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
         }
         deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
@@ -56,12 +61,15 @@ template <class P> struct Plan {
                        !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
     }
 
+    // Whether messages of level d need no normalising as long as nothing threatens them: nobody counts on it.
+    HF_INLINE bool lazy(int d) const { return squares[d].parent && d != star_level && !counts; }
+
     // What calls need besides their layout, in bytes.
     static int64_t square_bytes(const hf_model& m, const hf_infer_args& args) {
         int64_t bytes = 0;
         if (args.log_fields)
             for (int d = m.filter_level; d < m.depth; ++d)
-                if (!told_before(m, d)) bytes += PairSquare<T>::bytes(m.levels[d], m.arity);
+                if (!told_before(m, d)) bytes += PairSquare<P>::bytes(m.levels[d], m.arity);
         return bytes;
     }
 
@@ -76,7 +84,7 @@ template <class P> struct Plan {
                 squares[d] = squares[d - 1];
                 continue;
             }
-            const int64_t bytes = PairSquare<T>::bytes(m.levels[d], m.arity);
+            const int64_t bytes = PairSquare<P>::bytes(m.levels[d], m.arity);
             if (bytes > 0) squares[d].fill(m.levels[d], memory);
             memory += bytes;
         }
@@ -93,6 +101,7 @@ template <class P, int S> struct Passes {
     const Rows& rows;
     const Plan<P>& plan;
     V* scratch;
+    bool lazy; // as LevelScale has it
     int q0;
     const T* prior;
     Range<P> range;
@@ -102,9 +111,10 @@ template <class P, int S> struct Passes {
     T bounds[64]; // of the non-zero entries of the upward messages, by level
     V evidence{};
 
-    HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory)
-        : m(model), args(call), rows(r), plan(p), scratch(memory), q0(m.alphabets[0]), prior(Numbers<T>::prior(m)),
-          range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
+    HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory,
+                     bool at_ease = false)
+        : m(model), args(call), rows(r), plan(p), scratch(memory), lazy(at_ease), q0(m.alphabets[0]),
+          prior(Numbers<T>::prior(m)), range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
 
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
     HF_INLINE V* root() const { return scratch + plan.at.root; }
@@ -134,7 +144,7 @@ template <class P, int S> struct Passes {
             }
         } else leaves();
         for (int d = level - 1; d >= top; --d) {
-            bounds[d] = next_bound(smallest(d), T(1), bounds[d + 1], m.arity, 1);
+            bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
             upward_from(d, n_nodes(m, d));
         }
     }
@@ -143,7 +153,7 @@ template <class P, int S> struct Passes {
     HF_INLINE void best() {
         leaves();
         for (int d = m.depth - 1; d >= m.filter_level; --d) {
-            bounds[d] = next_bound(smallest(d), T(1), bounds[d + 1], m.arity, 1);
+            bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
             best_level<P, S>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
         }
         const I below = range.danger();
@@ -204,10 +214,11 @@ template <class P, int S> struct Passes {
                 count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
                                   counts + m.levels[d].first_count, range);
             if (d >= plan.deepest) break;
-            bound = next_bound(smallest(d), bound, bounds[d + 1], m.arity - 1, q);
+            bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
             if (d + 1 == m.depth && plan.last_at_once) {
                 with_alphabet<P, true>(m.levels[d], [&](auto size) {
-                    last_level<P, size.size>(m, args, rows, plan.squares[d], mu, nu(d + 1), mu_below, range, bound);
+                    last_level<P, size.size>(m, args, rows, plan.squares[d], mu, nu(d + 1), mu_below, range, bound,
+                                             lazy && plan.lazy(d));
                 });
                 return;
             }
@@ -237,15 +248,14 @@ template <class P, int S> struct Passes {
     }
 
   private:
-    HF_INLINE T smallest(int d) const { return plan.smallest[d]; }
-
     // One level upward, to the n nodes of level d, in the way that suits its rules and the evidence.
     HF_INLINE void upward_from(int d, int64_t n) {
         const hf_level& level = m.levels[d];
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
-                    upward_level_pairs<P, q.size>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
+                    upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), nu(d), total, range, bounds[d],
+                                                  lazy && plan.lazy(d));
                 });
             else if (args.log_fields)
                 upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
@@ -264,7 +274,8 @@ template <class P, int S> struct Passes {
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
-                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound);
+                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound,
+                                                    lazy && plan.lazy(d));
                 });
             else if (args.log_fields)
                 downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound);
@@ -300,26 +311,32 @@ template <class P, int S> struct Passes {
     }
 };
 
-template <class P, int S>
-void infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
-    Passes<P, S> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch));
+// Returns false, if `lazy`, where some row's range is in danger: what it has spent is then to be counted level by
+// level, or a row's status would depend on its neighbours.
+template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows,
+                                          const Plan<P>& plan, void* scratch, bool lazy) {
+    Passes<P, S> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch), lazy);
     const bool windowed = args.window > 0;
     passes.upward(windowed && args.window > m.filter_level ? args.window : m.filter_level);
     if (!(windowed && args.window >= m.filter_level)) passes.meet(windowed);
     if (plan.deepest > 0 || args.counts) passes.downward();
+    if (lazy && any_lane<P>(passes.range.danger())) return false;
     passes.store_status();
     if (args.log_evidence) passes.store_log(passes.evidence, args.log_evidence);
+    return true;
 }
 
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
     const Plan<P> plan(m, args, scratch);
-    for (int64_t row = begin; row < end; row += P::lanes) {
+    bool lazy = plan.lazy(m.depth - 1); // until there is a danger: where one is, others are near
+    for (int64_t row = begin; row < end;) {
         const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-        if (m.arity == 2) infer_pack<P, 2>(m, args, rows, plan, scratch);
-        else infer_pack<P, 0>(m, args, rows, plan, scratch);
+        const bool done = m.arity == 2 ? infer_pack<P, 2>(m, args, rows, plan, scratch, lazy)
+                                       : infer_pack<P, 0>(m, args, rows, plan, scratch, lazy);
+        if (done) row += P::lanes;
+        else lazy = false;
     }
-    stream_fence();
 }
 
 } // namespace

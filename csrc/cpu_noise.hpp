@@ -4,6 +4,7 @@
 
 #include "hfilter.h"
 #include "noise.hpp"
+#include "transpose.hpp"
 
 #include <string.h>
 

@@ -238,6 +238,9 @@ template <class P, int W> struct Parse {
         if (!whole) __builtin_memcpy(out, results, static_cast<size_t>(count) * sizeof(float));
     }
 
+    // Results of this size would push everything else out of the caches, and be gone from them when they are read.
+    static constexpr int64_t kStreamBytes = int64_t(4) << 20;
+
     HF_INLINE void down_rows(const Rows& rows) const {
         const int q = m.alphabets[m.depth];
         float* out = static_cast<float*>(args.leave_one_out) + rows.first * leaves * q;

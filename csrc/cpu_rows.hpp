@@ -81,11 +81,10 @@ template <class P> void load_tokens(const hf_model& m, const hf_infer_args& args
     }
 }
 
-// Asks for the next rows while the present ones are computed: part `part` of `parts` of their `bytes` bytes each.
-HF_INLINE void prefetch_rows(const void* rows, int64_t bytes, int64_t part, int64_t parts) {
-    const char* from = static_cast<const char*>(rows);
-    for (int64_t at = bytes * part / parts & ~int64_t(63); at < bytes * (part + 1) / parts; at += 64)
-        __builtin_prefetch(from + at, 0, 3);
+// Asks for memory that will be read, or written, soon.
+template <bool Write = false, class T> HF_INLINE void prefetch(const T* from, int64_t size) {
+    for (int64_t at = 0; at < size * static_cast<int64_t>(sizeof(T)); at += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + at, Write, 3);
 }
 
 // Reads `size` values of every row, from `values` on with rows `stride` apart, into as many packs.
@@ -113,15 +112,10 @@ template <class P> HF_INLINE void load_rows(const typename P::Scalar* values, in
     }
 }
 
-// Results of this size would push everything else out of the caches, and be gone from them when they are read.
-constexpr int64_t kStreamBytes = int64_t(4) << 20;
-
 // The reverse, to rows `stride` apart.
 template <class P> HF_INLINE void store_rows(const typename P::V* x, const Rows& rows, int64_t stride, int64_t size,
                                              typename P::Scalar* out) {
     constexpr int N = P::lanes;
-    const bool stream = rows.n * stride * static_cast<int64_t>(sizeof(*out)) >= kStreamBytes && stride % N == 0 &&
-                        size % N == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(*x) == 0;
     if constexpr (N == 1) {
         __builtin_memcpy(out + rows.first * stride, x, static_cast<size_t>(size) * sizeof(*x));
         return;
@@ -132,25 +126,18 @@ template <class P> HF_INLINE void store_rows(const typename P::V* x, const Rows&
             for (int i = 0; i < N; ++i) block[i] = x[at + i];
             transpose<N, N>(block);
             typename P::Scalar* to = out + rows.first * stride + at;
-            if (stream && rows.count == N)
-                for (int l = 0; l < N; ++l, to += stride) stream_store(to, block[l]);
-            else if (rows.count == N)
+            if (rows.count == N)
                 for (int l = 0; l < N; ++l, to += stride) __builtin_memcpy(to, &block[l], sizeof(*x));
             else
                 for (int l = 0; l < rows.count; ++l, to += stride) __builtin_memcpy(to, &block[l], sizeof(*x));
         }
-        int64_t i = 0;
-        if constexpr (N >= 4) // short rows, four values at a time
-            for (; size < N && i + 4 <= size; i += 4) {
-                typename P::V block[4] = {x[i], x[i + 1], x[i + 2], x[i + 3]};
-                transpose<N, 4>(block);
-                constexpr int bytes = 4 * sizeof(*out);
-                for (int l = 0; l < rows.count; ++l)
-                    __builtin_memcpy(out + (rows.first + l) * stride + i,
-                                     reinterpret_cast<const char*>(&block[l & 3]) + l / 4 * bytes, bytes);
-            }
-        for (; size < N && i < size; ++i)
-            for (int l = 0; l < rows.count; ++l) out[(rows.first + l) * stride + i] = lane<P>(x[i], l);
+        if (size >= N) return;
+        if constexpr (sizeof(*out) == 4) // short rows
+            store_words<N>([&](int64_t i) { return (typename LaneType<uint32_t, N>::type)(x[i]); }, size, rows.count,
+                           reinterpret_cast<char*>(out + rows.first * stride), stride * 4);
+        else
+            for (int64_t i = 0; i < size; ++i)
+                for (int l = 0; l < rows.count; ++l) out[(rows.first + l) * stride + i] = lane<P>(x[i], l);
     }
 }
 

@@ -1,6 +1,7 @@
 // Symbols of lanes to memory: a row's tokens side by side. For processors; a CUDA thread writes its own row.
 #pragma once
 
+#include "transpose.hpp"
 #include "tree_sampling.hpp"
 
 #include <string.h>

@@ -135,7 +135,6 @@ void tangent_rows(const hf_model& m, const hf_tangent_args& args, int64_t begin,
         if (m.arity == 2) tangent_pack<P, 2>(m, args, rows, plan, at, scratch);
         else tangent_pack<P, 0>(m, args, rows, plan, at, scratch);
     }
-    stream_fence();
 }
 
 } // namespace

@@ -37,8 +37,10 @@ template <> struct Format<float> {
     static constexpr int32_t bias = 127;
     static constexpr int32_t exponent_mask = 0xFF;
     static constexpr float round_magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer
+    static constexpr float ln2 = 0.693147180559945309f;
     static constexpr float ln2_hi = 0.693359375f;
     static constexpr float ln2_lo = -2.12194440e-4f;
+    static constexpr float lowest = -3.40282347e+38f; // that is finite
     static constexpr float lowest_normal = 1.17549435e-38f;
     static constexpr float exp_lowest = -86.9899673f; // -125.5 ln 2
     static constexpr float exp_zero = -87.2f;         // below, by less than ln 2
@@ -51,6 +53,7 @@ template <> struct Format<double> {
     static constexpr double round_magic = 6755399441055744.0; // 1.5 * 2^52
     static constexpr double ln2_hi = 6.93147180369123816490e-01;
     static constexpr double ln2_lo = 1.90821492927058770002e-10;
+    static constexpr double lowest = -1.7976931348623157e308;
     static constexpr double lowest_normal = 2.2250738585072014e-308;
     static constexpr double exp_lowest = -708.0498449419841; // -1021.5 ln 2
     static constexpr double exp_zero = -708.3;
@@ -111,6 +114,11 @@ template <class P> HF_INLINE typename P::Scalar lowest_lane(const typename P::V&
     }
 }
 
+template <class P> HF_INLINE bool any_lane(const typename P::I& mask) {
+    if constexpr (P::lanes == 1) return mask != 0;
+    else return lowest_lane<P>(mask != 0 ? splat<P>(-1) : typename P::V{}) < 0;
+}
+
 template <class P> HF_INLINE typename P::I bits_of(typename P::V v) {
     typename P::I i;
     __builtin_memcpy(&i, &v, sizeof(i));
@@ -138,6 +146,29 @@ template <class V> HF_INLINE V smaller(V a, V b) {
         return a < b ? a : b;
 }
 
+// The larger of x >= 0 and y >= 0, or NaN as soon as one of them is.
+template <class P> HF_INLINE typename P::V larger_or_nan(typename P::V x, typename P::V y) {
+    using Word = typename LaneType<std::make_unsigned_t<typename P::Int>, P::lanes>::type;
+    const Word a = (Word)bits_of<P>(x), b = (Word)bits_of<P>(y); // in the order of the numbers, and NaN above them
+    return from_bits<P>((typename P::I)(a > b ? a : b));
+}
+
+// Whether two packs are equal in some lane, or may be.
+template <class P> HF_INLINE bool meets([[maybe_unused]] typename P::V a, [[maybe_unused]] typename P::V b) {
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    if constexpr (std::is_same_v<P, Pack<float, 16>>) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ) != 0;
+#endif
+#if defined(__AVX__) && !defined(__CUDACC__)
+    if constexpr (std::is_same_v<P, Pack<float, 8>>)
+        return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_EQ_OQ)) != 0;
+#endif
+#if defined(__SSE2__) && !defined(__CUDACC__)
+    if constexpr (std::is_same_v<P, Pack<float, 4>>) return _mm_movemask_ps(_mm_cmpeq_ps((__m128)a, (__m128)b)) != 0;
+#endif
+    if constexpr (P::lanes == 1) return a == b;
+    return true;
+}
+
 // A mask of the pack's integer type (all ones or zero), whatever a comparison yields.
 template <class P, class M> HF_INLINE typename P::I as_mask(M m) {
     if constexpr (P::lanes == 1) return m ? typename P::Int(-1) : typename P::Int(0);
@@ -162,7 +193,16 @@ template <class P> HF_INLINE typename P::V power_of_two(typename P::I e) {
     return from_bits<P>((e + F::bias) << F::mantissa_bits);
 }
 
-// a * b + c, rounded once where the instruction set can: for exp, the one function that is not exact anyway.
+// Whether a * b + c is rounded once: where the instruction set can.
+#if defined(__CUDACC__)
+template <class P> constexpr bool kFused = true;
+#elif defined(__FMA__)
+template <class P> constexpr bool kFused = P::lanes == 1 || sizeof(typename P::V) >= 32;
+#else
+template <class P> constexpr bool kFused = false;
+#endif
+
+// a * b + c, for what is not exact anyway.
 template <class P> HF_INLINE typename P::V multiply_add(typename P::V a, typename P::V b, typename P::V c) {
 #if defined(__CUDACC__)
     return fma(a, b, c);
@@ -185,40 +225,6 @@ template <class P> HF_INLINE typename P::V multiply_add(typename P::V a, typenam
 #endif
         return a * b + c;
 #endif
-}
-
-// exp(x) for x <= 0 to about one unit in the last place; exactly 0 below exp_lowest.
-template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
-    using T = typename P::Scalar;
-    using F = Format<T>;
-    using V = typename P::V;
-    const V y = larger(x, splat<P>(F::exp_zero));
-    // An integer in the last bits of the mantissa, more by the bias, so that they are the exponent of a power of two:
-    // of half of it, since what comes out as 0 is then no less than a normal number.
-    constexpr T magic = F::round_magic + static_cast<T>(F::bias - 1);
-    const V rounded = multiply_add<P>(y, splat<P>(T(1.44269504088896340736)), splat<P>(magic));
-    const V k = rounded - magic;
-    const V r = multiply_add<P>(k, splat<P>(-F::ln2_lo), multiply_add<P>(k, splat<P>(-F::ln2_hi), y));
-    V twice;                                    // 2 exp(r)
-    if constexpr (sizeof(T) == sizeof(float)) { // of degree 6, nearest to exp in relative error (3e-9)
-        twice = splat<P>(2 * 1.3814599e-3f);
-        twice = multiply_add<P>(twice, r, splat<P>(2 * 8.3687166e-3f));
-        twice = multiply_add<P>(twice, r, splat<P>(2 * 4.1668389e-2f));
-        twice = multiply_add<P>(twice, r, splat<P>(2 * 1.6666521e-1f));
-        twice = multiply_add<P>(twice, r, splat<P>(2 * 4.9999994e-1f));
-        twice = multiply_add<P>(twice, r, splat<P>(2.0f));
-        twice = multiply_add<P>(twice, r, splat<P>(2.0f));
-    } else { // 1/n! from the last term of the series to the first
-        T coefficient = T(2);
-        for (int term = 2; term < F::exp_terms; ++term) coefficient /= T(term);
-        twice = splat<P>(coefficient);
-        for (int term = F::exp_terms - 1; term >= 1; --term) {
-            coefficient *= T(term);
-            twice = multiply_add<P>(twice, r, splat<P>(coefficient));
-        }
-    }
-    using Word = typename LaneType<std::make_unsigned_t<typename P::Int>, P::lanes>::type; // may lose upper bits
-    return twice * from_bits<P>((typename P::I)((Word)bits_of<P>(rounded) << F::mantissa_bits));
 }
 
 // 32 x 32 -> 64 bit products, high and low halves.
@@ -273,50 +279,6 @@ constexpr int kRegisterBytes = 32;
 constexpr int kRegisterBytes = 16;
 #endif
 
-// The natural logarithm of 2^exponent * x for x >= 0, in double precision, to an ulp or two; -inf for 0.
-template <class P>
-HF_INLINE typename LaneType<double, P::lanes>::type log_scaled(typename P::V x, typename P::I exponent) {
-    using D = Pack<double, P::lanes>;
-    using V = typename D::V;
-    // A pack of wider numbers than a register holds is done half by half: compilers make bad code of its conversions.
-    if constexpr (P::lanes * int(sizeof(double)) > kRegisterBytes && P::lanes > 1) {
-        using Half = Pack<typename P::Scalar, P::lanes / 2>;
-        typename Half::V parts[2];
-        typename Half::I exponents[2];
-        typename LaneType<double, P::lanes / 2>::type logs[2];
-        __builtin_memcpy(parts, &x, sizeof(x));
-        __builtin_memcpy(exponents, &exponent, sizeof(exponent));
-        for (int i = 0; i < 2; ++i) logs[i] = log_scaled<Half>(parts[i], exponents[i]);
-        V both;
-        __builtin_memcpy(&both, logs, sizeof(both));
-        return both;
-    }
-    V z, power;
-    if constexpr (P::lanes == 1) {
-        z = static_cast<double>(x);
-        power = static_cast<double>(exponent);
-    } else {
-        z = __builtin_convertvector(x, V);
-        power = __builtin_convertvector(exponent, V);
-    }
-    // z = 2^e (1 + f), with 1 + f between sqrt(1/2) and sqrt(2); the factor makes subnormal numbers normal.
-    constexpr double up = 1125899906842624.0; // 2^50
-    constexpr int64_t half_root = 0x3FE6A09E667F3BCD, one = 0x3FF0000000000000, mantissa = 0x000FFFFFFFFFFFFF;
-    const typename D::I shifted = bits_of<D>(z * up) + (one - half_root);
-    const V f = from_bits<D>((shifted & mantissa) + half_root) - 1.0;
-    V e;
-    const typename D::I whole = (shifted >> 52) - (1023 + 50);
-    if constexpr (P::lanes == 1) e = static_cast<double>(whole);
-    else e = __builtin_convertvector(whole, V);
-    // log(1 + f) = 2 artanh(s), s = f / (2 + f): a series in s^2 < 0.03, arranged so that f itself comes in exactly.
-    const V s = f / (f + 2.0), w = s * s;
-    V series{};
-    for (int n = 23; n >= 3; n -= 2) series = series * w + 2.0 / n;
-    const V log = f - s * (f - w * series);
-    const V other = z == 0 ? V{} - __builtin_inf() : z; // what is no number stays none
-    return z > 0 ? (power + e) * 0.693147180559945309417 + log : other;
-}
-
 // Value by value to another type of as many lanes; and a pack from memory of any alignment.
 template <class To, int N, class From> HF_INLINE To convert_lanes(From from) {
     if constexpr (N == 1) return static_cast<To>(from);
@@ -369,32 +331,6 @@ table_entry(const typename LaneType<uint32_t, N>::type* table, typename LaneType
         const auto low = table_entry<N, Parts / 2>(table, i), high = table_entry<N, Parts / 2>(table + Parts / 2, i);
         return (i & (N * Parts / 2)) != 0 ? high : low;
     }
-}
-
-// Transposes B packs in place, within every block of Block of their N lanes: with B lanes to a block, x[i] of a block's
-// lane j and x[j] of its lane i change places; with more, the B words of a lane come to stand together, lane after
-// lane.
-template <int N, int B, int Block = B, class V> HF_INLINE void transpose(V* x) {
-    using I = typename LaneType<typename LaneIndex<sizeof(V) / N>::type, N>::type;
-    I low{}, high{};
-    for (int l = 0; l < N; ++l) {
-        low[l] = l / Block * Block + l % Block / 2 + (l & 1 ? N : 0);
-        high[l] = low[l] + Block / 2;
-    }
-    // A riffle of the packs half of B apart, log2 B times over, is a transposition.
-    V other[B];
-    V *from = x, *to = other;
-    for (int width = B; width > 1; width /= 2) {
-        for (int i = 0; i < B / 2; ++i) {
-            to[2 * i] = __builtin_shuffle(from[i], from[i + B / 2], low);
-            to[2 * i + 1] = __builtin_shuffle(from[i], from[i + B / 2], high);
-        }
-        V* const swap = from;
-        from = to;
-        to = swap;
-    }
-    if (from != x)
-        for (int i = 0; i < B; ++i) x[i] = from[i];
 }
 
 } // namespace HF_NAMESPACE

@@ -1,6 +1,7 @@
 // Message passing: one level upward, one level downward, and the watch over the range of the value type.
 #pragma once
 
+#include "exp_log.hpp"
 #include "tree_sampling.hpp"
 
 namespace HF_NAMESPACE {
@@ -75,14 +76,15 @@ template <class P> struct Range {
 };
 
 // Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry
-// can be in danger.
+// can be in danger. If `lazy`, it then leaves them as they are, and the next level to the same question.
 template <class P> class LevelScale {
   public:
-    HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound)
-        : range_(range), bound_(bound), harmless_(range.harmless(bound)) {}
+    HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound, bool lazy = false)
+        : range_(range), bound_(bound), harmless_(range.harmless(bound)), lazy_(lazy && harmless_) {}
 
     // n messages of q entries, one after the other.
     HF_INLINE void rescale(typename P::V* x, int64_t n, int q) {
+        if (lazy_) return;
         if (harmless_)
             for (int64_t i = 0; i < n; ++i) rescale_one<false>(x + i * q, q);
         else
@@ -91,6 +93,7 @@ template <class P> class LevelScale {
     // The sum of the exponents taken out of n messages in all (of a zero message: anything); `bound` becomes that of
     // the level.
     HF_INLINE typename P::I finish(int64_t n) {
+        if (lazy_) return typename P::I{};
         range_.least_top = smaller(range_.least_top, lowest_top_);
         range_.spent += Range<P>::bias - biased_exponent<P>(lowest_top_);
         if (!harmless_) {
@@ -118,7 +121,7 @@ template <class P> class LevelScale {
 
     Range<P>& range_;
     typename P::Scalar& bound_;
-    bool harmless_;
+    bool harmless_, lazy_;
     typename P::I total_{};
     typename P::V least_ = splat<P>(2), lowest_top_ = splat<P>(1);
 };
@@ -133,8 +136,9 @@ HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<
 
 // A bound under the non-zero entries of a message made by the rules of one level from messages with the bounds given,
 // the other one s times: each entry has a term p * one * other^s, and normalising divides by at most 2^(s + 2) * q.
-template <class T> HF_INLINE T next_bound(T smallest_prob, T one, T other, int s, int q) {
-    T bound = smallest_prob * one / static_cast<T>(4 * q);
+// `least` is the smallest p / (4 q).
+template <class T> HF_INLINE T next_bound(T least, T one, T other, int s) {
+    T bound = least * one;
     for (int r = 0; r < s; ++r) bound = bound * (other / 2);
     return bound;
 }
@@ -296,13 +300,16 @@ template <class P, int S> HF_INLINE void count_level(const hf_level& level, int 
 
 // Divides by the sum (NaN where there is nothing to normalise) and returns the sum. One division serves all entries;
 // certainty is exactly 1 all the same. A sum below the normal range has no inverse: `range` has to know of it.
-template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
-    typename P::V sum = x[0];
-    for (int a = 1; a < q; ++a) sum = sum + x[a];
-    const typename P::V inverse = splat<P>(1) / sum;
+template <class P> HF_INLINE typename P::V divide(const typename P::V* x, int q, typename P::V sum,
+                                                  typename P::V inverse, typename P::V* out) {
     const typename P::V certain = sum > 0 ? splat<P>(1) : inverse * 0;
     for (int a = 0; a < q; ++a) out[a] = x[a] == sum ? certain : x[a] * inverse;
     return sum;
+}
+template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
+    typename P::V sum = x[0];
+    for (int a = 1; a < q; ++a) sum = sum + x[a];
+    return divide<P>(x, q, sum, splat<P>(1) / sum, out);
 }
 
 } // namespace HF_NAMESPACE

@@ -8,6 +8,7 @@
 namespace HF_NAMESPACE {
 
 HF_INLINE int64_t n_nodes(const hf_model& m, int level) {
+    if (m.arity == 2) return int64_t(1) << level;
     int64_t n = 1;
     for (int d = 0; d < level; ++d) n *= m.arity;
     return n;
