@@ -49,6 +49,11 @@ class Door(TreeStructure):
             cost += self.arity**d * self.grammar.table(d).n_rules
         return int(cost)
 
+    @computed_once
+    def _draw_cost(self) -> int:
+        """The same of drawing a row, which looks at few of the rules: a node costs about as much as two updates."""
+        return 2 * sum(self.n_nodes(d) for d in self.existing_levels)
+
     def _ask(
         self,
         leaves: Any,

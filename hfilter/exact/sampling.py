@@ -86,7 +86,7 @@ class Sampling(Door):
                     "draw it in ranges, with start=",
                 )
             )  # fmt: skip
-        rows = max(LANES, runner.block_work // self._row_cost)
+        rows = max(LANES, runner.block_work // self._draw_cost)
         for begin in range(0, n, rows):  # short calls: Python sees Ctrl-C between them
             part = slice(begin, min(begin + rows, n))
             runner.sample(
