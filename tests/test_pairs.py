@@ -83,6 +83,35 @@ def test_pairs_with_two_parents_are_no_square(rng):
         assert_judged(TreeModel(grammar, 3), rng)
 
 
+@pytest.mark.parametrize("depth", [2, 4, 6])
+@pytest.mark.parametrize("q", [4, 5, 6, 8, 16])
+def test_a_row_does_not_depend_on_its_neighbours(q, depth, rng):
+    """Weak, strong and contradictory fields mixed: the same bits, whatever stands beside a row."""
+    model = TreeModel(Grammar.published(q, 1.0, 2), depth)
+    n = 37
+    own = np.eye(q)[model.sample(n, seed=5).leaves]
+    other = np.eye(q)[rng.integers(q, size=(n, model.n_leaves))]  # of no sequence of the grammar
+    strength = np.array([1, 3, 10, 30, 60, 85, 120])[rng.integers(7, size=(n, 1, 1))]
+    mixed = np.where(rng.random((n, 1, 1)) < 0.5, own, other) * strength
+    fields = (mixed + rng.standard_normal(own.shape)).astype(np.float32)
+    judge = model.infer(log_fields=fields, levels="all", backend="numba", dtype="float64")
+    for name in COMPILED:
+        want = model.infer(log_fields=fields, levels="all", backend=name)
+        np.testing.assert_allclose(want.log_evidence, judge.log_evidence, rtol=1e-5)
+        for d in model.existing_levels:
+            np.testing.assert_allclose(want.level(d), judge.level(d), rtol=1e-3, atol=3e-6)
+        leaves = model.infer(log_fields=fields, backend=name).leaves
+        np.testing.assert_allclose(leaves, judge.leaves, rtol=1e-3, atol=3e-6)
+        for _ in range(4):
+            order = rng.permutation(n)
+            got = model.infer(log_fields=fields[order], levels="all", backend=name)
+            np.testing.assert_array_equal(got.log_evidence, want.log_evidence[order], name)
+            for d in model.existing_levels:
+                np.testing.assert_array_equal(got.level(d), want.level(d)[order], f"{name}, {d}")
+            alone = model.infer(log_fields=fields[order], backend=name).leaves
+            np.testing.assert_array_equal(alone, leaves[order], name)
+
+
 def test_the_judge_sees_a_wrong_rule(rng):
     model = TreeModel(Grammar.published(6, 1.0, 0, rules_per_symbol=4), 3)
     other = TreeModel(Grammar.published(6, 1.0, 1, rules_per_symbol=4), 3)
