@@ -149,10 +149,11 @@ template <int N> HF_INLINE void find_entries(const hf_model& m, const TableShape
     }
 }
 
-// Messages of all nodes `height` levels above the leaves, from their entries. Returns the exponents taken out.
+// Messages of all nodes `height` levels above the leaves, from their entries, which become where these lie. Returns the
+// exponents taken out.
 template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, const TableShape& shape,
                                                          const hf_infer_args& args,
-                                                         const typename LaneType<uint32_t, P::lanes>::type* entries,
+                                                         typename LaneType<uint32_t, P::lanes>::type* entries,
                                                          typename P::V* nu, Range<P>& range) {
     using U = typename LaneType<uint32_t, P::lanes>::type;
     using I = typename P::I;
@@ -162,21 +163,21 @@ template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, cons
     constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
     I total{}, most{}, most_above{};
     for (int64_t i = 0; i < n; ++i) {
-        const U index = entries[i], bytes = index * entry_bytes;
-        uint32_t entry[P::lanes], at[P::lanes];
-        __builtin_memcpy(entry, &index, sizeof(entry));
-        __builtin_memcpy(at, &bytes, sizeof(at));
-        look_up<P>(args.table_values, at, q, nu + i * q);
+        const U index = entries[i];
         I powers{};
 #if defined(__AVX512F__) && !defined(__CUDACC__)
         if constexpr (P::lanes == 16) powers = (I)_mm512_i32gather_epi32((__m512i)index, args.table_powers, 4);
         else
 #endif
-            for (int l = 0; l < P::lanes; ++l) reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[entry[l]];
+            for (int l = 0; l < P::lanes; ++l)
+                reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[element(entries[i], l)];
         total += powers >> (2 * kCancelBits);
         most = larger<I>(most, powers & cancel_mask);
         most_above = larger<I>(most_above, powers >> kCancelBits & cancel_mask);
+        entries[i] = index * entry_bytes;
     }
+    for (int64_t i = 0; i < n; ++i) // a loop of its own: what it reads lane by lane has reached memory
+        look_up<P>(args.table_values, reinterpret_cast<const uint32_t*>(entries + i), q, nu + i * q);
     range.spent += most + most_above;
     // An impossible subtree took the whole exponent range out.
     const I empty = as_mask<P>(larger<I>(most, most_above) >= splat_int<P>(Range<P>::bias));
