@@ -73,7 +73,8 @@ HF_INLINE typename LaneType<double, P::lanes>::type log_scaled(typename P::V x, 
     // z = 2^e (1 + f), with 1 + f between sqrt(1/2) and sqrt(2); the factor makes subnormal numbers normal.
     constexpr double up = 1125899906842624.0; // 2^50
     constexpr int64_t half_root = 0x3FE6A09E667F3BCD, one = 0x3FF0000000000000, mantissa = 0x000FFFFFFFFFFFFF;
-    const typename D::I shifted = bits_of<D>(z * up) + (one - half_root);
+    using Word = typename LaneType<uint64_t, P::lanes>::type; // of what is no number the sum may overflow
+    const typename D::I shifted = (typename D::I)((Word)bits_of<D>(z * up) + uint64_t(one - half_root));
     const V f = from_bits<D>((shifted & mantissa) + half_root) - 1.0;
     V e;
     const typename D::I whole = (shifted >> 52) - (1023 + 50);

@@ -6,8 +6,9 @@
 //
 // Words: level 0 is the root, `k` the filter level, `nu` the upward message, `mu` the downward one.
 // Every message is normalised to a maximum in [1, 2) by an exact power of two, so scaling costs no
-// accuracy. What scaling cannot repair (entries of one message more than the exponent range apart,
-// later needed because the evidence contradicts itself) is noticed and reported as HF_ROW_RANGE.
+// accuracy; of soft evidence some are left as they are, where nothing can happen to them. What scaling
+// cannot repair (entries of one message more than the exponent range apart, later needed because the
+// evidence contradicts itself) is noticed and reported as HF_ROW_RANGE.
 #pragma once
 
 #include "tree_messages.hpp"

@@ -96,12 +96,17 @@ def test_two_bytes_a_token_and_large_results(rng):
         np.testing.assert_array_equal(model.leave_one_out(rows[at : at + 1])[0], want[at])
 
 
+def uneven(least: float) -> TreeModel:
+    """Two rules a symbol, one of them with that probability."""
+    tensor = np.zeros((3, 3, 3))
+    tensor[[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0]] = [least, 1 - least] * 3
+    return TreeModel(Grammar.from_tensor(tensor), 3)
+
+
 @compiled
 @pytest.mark.parametrize("least", [1e-3, 1e-12, 1e-30])
 def test_probabilities_near_the_end_of_the_range(least, rng):
-    tensor = np.zeros((3, 3, 3))
-    tensor[[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0]] = [least, 1 - least] * 3
-    model = TreeModel(Grammar.from_tensor(tensor), 3)
+    model = uneven(least)
     rows = rng.integers(0, 3, (40, 8)).astype(np.uint8)
     assert_same_ways(model, np.concatenate([rows, rows_of(model, 40, rng)]))
 
@@ -173,9 +178,7 @@ def test_blocks_parsed_by_numba(n, rng):
 @numba
 @pytest.mark.parametrize("least", [1e-3, 1e-9, 1e-30])
 def test_numba_near_the_end_of_the_range(least, rng):
-    tensor = np.zeros((3, 3, 3))
-    tensor[[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0]] = [least, 1 - least] * 3
-    model = TreeModel(Grammar.from_tensor(tensor), 3)
+    model = uneven(least)
     assert_numba_agrees(model, rng.integers(0, 3, (20, 8)).astype(np.uint8))
 
 
