@@ -284,7 +284,7 @@ def choose_rows(
         load_leaves(tokens, mask, fields, first, model.alphabets[depth], offsets[depth], room, at)
         for d in range(depth - 1, k - 1, -1):
             if draw:
-                upward_level(model, d, nu, offsets[d + 1], offsets[d], at)
+                upward_level(model, d, nu, offsets[d + 1], offsets[d], fields.shape[1] > 0, at)
             else:
                 best_level(model, d, nu, offsets[d + 1], offsets[d], at)
         if k > 0:

@@ -4,6 +4,7 @@ scratch of one block of rows, in which a row of the block is a lane: the last ax
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ __all__ = [
     "FIRST",
     "PARENTS",
     "RULES",
+    "SUMS",
     "SYMBOLS",
+    "TOGETHER",
     "VALUE_LINES",
     "FlatModel",
     "Lines",
@@ -34,8 +37,9 @@ __all__ = [
 Array = NDArray[Any]
 
 # Columns of FlatModel.levels, one row per level.
-FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS, COUNTS = range(7)
+FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS, COUNTS, SUMS = range(8)
 VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
+TOGETHER = 16  # values of a row that are read or written together: about a line of memory
 
 
 class FlatModel(NamedTuple):
@@ -45,7 +49,7 @@ class FlatModel(NamedTuple):
     depth: int
     filter_level: int
     alphabets: Any  # (depth + 1,)
-    levels: Any  # (depth, 7): offsets and sizes
+    levels: Any  # (depth, 8): offsets and sizes
     first: Any
     children: Any
     probability: Array  # of the value type, as are prior and star
@@ -60,6 +64,12 @@ class FlatModel(NamedTuple):
     star_bits: int
     tiny: float
     slack: int
+    # Of arity 2, each entry of a message as a sum of products weight * x * y: first a level's upward sums, of
+    # left and right entries, then its downward ones to the left and to the right child, of those from above and
+    # beside. Four terms at a time; some weigh 0.
+    sums: Any  # (sums + 1,): where the fours of a sum begin
+    terms: Array  # (fours, 8): entries x, then entries y
+    weights: Array  # (fours, 4), of the value type
 
 
 def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> FlatModel:
@@ -76,14 +86,17 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
         "cuts": [],
         "picks": [],
     }
+    sums = Sums(np.zeros(1, np.int64), np.zeros((0, 8), np.uint64), np.zeros((0, 4), dtype))
     offsets = dict.fromkeys(parts, 0)
     rows: dict[int, list[int]] = {}
     for d, table in enumerate(packed["levels"]):
         if id(table) not in rows:
             rows[id(table)] = [
                 offsets["first"], offsets[f"prob{bits}"], tree.alphabets[d], tree.alphabets[d + 1], table["cut_bits"],
-                offsets["cuts"],
+                offsets["cuts"], len(sums.first) - 1,
             ]  # fmt: skip
+            if tree.arity == 2:
+                sums = _with_sums(sums, table, table[f"prob{bits}"], tree.alphabets[d + 1])
             for key, values in parts.items():
                 values.append(table[key].ravel())
                 offsets[key] += table[key].size
@@ -96,7 +109,7 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
         arity=tree.arity, depth=tree.depth, filter_level=tree.filter_level,
         alphabets=integers(packed["alphabets"].astype(np.int64)),
         levels=integers(
-            np.array([[*rows[id(t)], c] for t, c in zip(packed["levels"], tree.first_counts, strict=True)], np.int64)
+            np.array([[*rows[id(t)][:-1], c, rows[id(t)][-1]] for t, c in zip(packed["levels"], tree.first_counts, strict=True)], np.int64)
         ),
         first=integers(joined["first"]), children=integers(joined["children"]),
         probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]),
@@ -106,7 +119,36 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
         prior_bits=packed["prior_bits"], star=packed[f"star{bits}"].ravel().copy(),
         star_cuts=integers(packed["star_cuts"].ravel()), star_bits=packed["star_bits"],
         tiny=packed[f"tiny{bits}"], slack=packed[f"slack{bits}"],
+        sums=integers(sums.first), terms=sums.terms, weights=sums.weights,
     )  # fmt: skip
+
+
+class Sums(NamedTuple):
+    """The sums of FlatModel."""
+
+    first: Array
+    terms: Array
+    weights: Array
+
+
+def _with_sums(sums: Sums, table: Any, probability: Array, q: int) -> Sums:
+    """And those of a level."""
+    counts = np.diff(table["first"])
+    above = np.repeat(np.arange(len(counts)), counts)
+    left, right = table["children"].reshape(-1, 2).astype(np.int64).T
+    first, terms, weights = [sums.first], [sums.terms], [sums.weights]
+    for into, x, y, n in ((above, left, q + right, len(counts)), (left, above, q + right, q), (right, above, left, q)):
+        order = np.argsort(into, kind="stable")
+        size = np.bincount(into, minlength=n)
+        fours = np.maximum(-(-size // 4), 1)
+        begin = np.cumsum(fours) - fours
+        place = 4 * begin[into[order]] + np.arange(len(into)) - np.repeat(np.cumsum(size) - size, size)
+        entries, weight = np.zeros((2, 4 * fours.sum()), np.uint64), np.zeros(4 * fours.sum(), probability.dtype)
+        entries[0, place], entries[1, place], weight[place] = x[order], y[order], probability[order]
+        terms.append(entries.reshape(2, -1, 4).transpose(1, 0, 2).reshape(-1, 8))
+        weights.append(weight.reshape(-1, 4))
+        first.append(first[-1][-1] + np.cumsum(fours))
+    return Sums(np.concatenate(first), np.concatenate(terms), np.concatenate(weights))
 
 
 def _words(picks: Array) -> Array:
@@ -143,7 +185,7 @@ class Lines(NamedTuple):
     bits: Array  # the same memory as integers
     integer: Array  # integers as wide
     constants: Array
-    inverse: Array  # 1 / i
+    series: Any  # of exp, the highest power first: a tuple, whose length the compiler knows
     mantissa: int  # bits of the mantissa
     bias: int  # of the exponent
 
@@ -152,6 +194,7 @@ class Messages(NamedTuple):
     """Scratch of message passing, (entries, lanes), of the value type unless something else is said."""
 
     nu: Array  # of all existing levels
+    nu_bits: Array  # the same memory as integers
     mu: Array  # as wide as the widest level, as is mu_below
     mu_below: Array
     belief: Array  # of one node
@@ -162,7 +205,7 @@ class Messages(NamedTuple):
     power: Array  # integers as wide
     counts: Array  # of the rules
     pairs: Array  # of the root and the star's nodes
-    field: Array  # (symbols + 1, lanes), of the wider of value and field type
+    field: Array  # (symbols of a few leaves + 1, lanes), of the wider of value and field type
     shift: Array  # (1, lanes), float64: sum of the largest fields of the leaves
 
 
@@ -187,11 +230,15 @@ def row_bytes(
 _INTEGER = (np.dtype(np.int64), np.dtype(np.int32))
 _CONSTANTS = (
     np.array([0, 1, 1.44269504088896340736, 6755399441055744.0, 6.93147180369123816490e-01,
-              1.90821492927058770002e-10, -708.0498449419841, -4 * 708, 2.0**-998]),
+              1.90821492927058770002e-10, 708.0498449419841, 2.0**-998]),
     np.array([0, 1, 1.44269504088896340736, 12582912.0, 0.693359375, -2.12194440e-4,
-              -86.9899673, -4 * 87, 2.0**-102], np.float32),
+              86.9899673, 2.0**-102], np.float32),
 )  # fmt: skip
-_INVERSE = (1 / np.maximum(np.arange(14), 1), (1 / np.maximum(np.arange(8), 1)).astype(np.float32))
+# The single one is of degree 6, nearest to exp in relative error (3e-9).
+_SERIES = (
+    tuple(np.float64(1 / math.factorial(n)) for n in range(13, -1, -1)),
+    tuple(np.float32([1.3814599e-3, 8.3687166e-3, 4.1668389e-2, 1.6666521e-1, 4.9999994e-1, 1, 1])),
+)
 
 
 def scratch(
@@ -208,14 +255,15 @@ def scratch(
         return np.zeros((entries, lanes), kind)
 
     line = new(VALUE_LINES + tree.arity + 1)
+    nu = new(every)
     value = new(star + 3 * classes + 1 if star else 0)
     return Lines(
         value=line, bits=line.view(integer), integer=new(COUNT_LINES, integer),
-        constants=_CONSTANTS[single], inverse=_INVERSE[single],
+        constants=_CONSTANTS[single], series=_SERIES[single],
         mantissa=23 if single else 52, bias=127 if single else 1023,
     ), Messages(
-        nu=new(every), mu=new(widest), mu_below=new(widest), belief=new(max(tree.alphabets)),
+        nu=nu, nu_bits=nu.view(integer), mu=new(widest), mu_below=new(widest), belief=new(max(tree.alphabets)),
         star=new(star), value=value, value_bits=value.view(integer), power=new(len(value), integer),
         counts=new(tree.n_counts if counts else 0), pairs=new(tree.channels.size if pairs else 0),
-        field=new(q + 1, np.result_type(dtype, field_dtype)), shift=new(1, np.dtype(np.float64)),
+        field=new(max(TOGETHER, q) + 1, np.result_type(dtype, field_dtype)), shift=new(1, np.dtype(np.float64)),
     )  # fmt: skip

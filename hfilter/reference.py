@@ -19,22 +19,24 @@ from typing import Any
 
 import numpy as np
 
-from .flat import FlatModel, Lines, Messages
+from .flat import TOGETHER, FlatModel, Lines, Messages
 from .passing import count_level, downward_level, upward_level
 from .scaling import (
+    FARTHEST,
     LEAST,
     LOST,
     MARK,
     ONE,
+    REST,
     SMALLEST,
     SPENT,
-    TOO_FAR,
+    TERM,
     TOP,
     TOTAL,
     UNSIGNED,
     ZERO,
     begin_watch,
-    exp_nonpositive,
+    exp_minus,
     log_scaled,
     next_level,
     normalise,
@@ -66,36 +68,80 @@ def load_tokens(
                 nu[row + j * q + x, lane] = one if (token == x) | (token >= q) else zero
 
 
+def read_fields(fields: Array, first: int, begin: int, width: int, field: Array) -> None:
+    """So many values of every row, from `begin` on."""
+    last, fours = len(fields) - 1, width // 4 * 4
+    for lane in range(field.shape[1]):
+        row, to = UNSIGNED(min(first + lane, last)), UNSIGNED(lane)
+        for x in range(0, fours, 4):  # not to be made into a vector: what it writes lies far apart
+            y, z = UNSIGNED(x), UNSIGNED(begin + x)
+            field[y, to] = fields[row, z]
+            field[y + UNSIGNED(1), to] = fields[row, z + UNSIGNED(1)]
+            field[y + UNSIGNED(2), to] = fields[row, z + UNSIGNED(2)]
+            field[y + UNSIGNED(3), to] = fields[row, z + UNSIGNED(3)]
+        for x in range(fours, width):
+            field[UNSIGNED(x), to] = fields[row, UNSIGNED(begin + x)]
+
+
+def load_leaf(q: int, begin: int, out: int, careful: bool, room: Messages, at: Lines) -> None:
+    """A leaf's message relative to its largest field; of the distances from it, the largest goes into line TOP."""
+    field, value, nu, shift = room.field, at.value, room.nu, room.shift
+    lanes, best = nu.shape[1], len(field) - 1
+    zero, farthest = at.constants[ZERO], at.constants[FARTHEST]
+    for lane in range(lanes):
+        field[best, lane] = field[begin, lane]
+    for x in range(begin + 1, begin + q):
+        for lane in range(lanes):
+            field[best, lane] = max(field[best, lane], field[x, lane])
+    for lane in range(lanes):
+        top = field[best, lane] if field[best, lane] > -math.inf else zero
+        field[best, lane] = top
+        shift[0, lane] = shift[0, lane] + top
+    for x in range(q):
+        if careful:
+            for lane in range(lanes):
+                here = field[begin + x, lane]
+                value[REST, lane] = min(field[best, lane] - here, farthest)
+                finite = here if here > -math.inf else field[best, lane]
+                value[TOP, lane] = max(value[TOP, lane], field[best, lane] - finite)
+        else:
+            for lane in range(lanes):
+                distance = field[best, lane] - field[begin + x, lane]
+                value[REST, lane] = distance
+                value[TOP, lane] = max(value[TOP, lane], distance)
+        exp_minus(room.nu_bits, out + x, at)
+        if careful:
+            for lane in range(lanes):
+                near = field[best, lane] - field[begin + x, lane] <= farthest
+                nu[out + x, lane] = nu[out + x, lane] if near else zero
+
+
 def load_fields(fields: Array, first: int, q: int, row: int, room: Messages, at: Lines) -> None:
     """Leaves' messages relative to the largest field of the leaf; `shift` is the sum of those."""
-    nu, field, shift = room.nu, room.field, room.shift
-    lanes, last = nu.shape[1], len(fields) - 1
-    zero, too_far = at.constants[ZERO], at.constants[TOO_FAR]
+    value, count = at.value, at.integer
+    lanes, n, farthest = value.shape[1], fields.shape[1], at.constants[FARTHEST]
+    together = max(TOGETHER // q, 1) * q
+    for attempt in range(2):
+        for lane in range(lanes):
+            value[TOP, lane] = 0.0
+            room.shift[0, lane] = 0.0
+        for begin in range(0, n, together):
+            width = min(together, n - begin)
+            read_fields(fields, first, begin, width, room.field)
+            for x in range(0, width, q):
+                load_leaf(q, x, row + begin + x, attempt > 0, room, at)
+        far = 0
+        for lane in range(lanes):
+            far = far + (value[TOP, lane] > farthest)
+        if far == 0:
+            break  # nothing became zero, as with few exceptions
     for lane in range(lanes):
-        shift[0, lane] = 0.0
-    for j in range(fields.shape[1] // q):
-        for lane in range(lanes):
-            for x in range(q):
-                field[x, lane] = fields[min(first + lane, last), j * q + x]
-        for lane in range(lanes):
-            field[q, lane] = field[0, lane]
-        for x in range(1, q):
-            for lane in range(lanes):
-                field[q, lane] = max(field[q, lane], field[x, lane])
-        for lane in range(lanes):
-            top = field[q, lane] if field[q, lane] > -math.inf else zero
-            field[q, lane] = top
-            shift[0, lane] = shift[0, lane] + top
-        for x in range(q):
-            out = row + j * q + x
-            for lane in range(lanes):
-                nu[out, lane] = field[x, lane] - field[q, lane]
-            for lane in range(lanes):
-                # A finite field may be too far below for the type: it must not pass for impossible.
-                nu[out, lane] = (
-                    max(nu[out, lane], too_far) if field[x, lane] > -math.inf else nu[out, lane]
-                )
-            exp_nonpositive(nu, out, at)
+        # A finite field may be too far below for the type: it must not pass for impossible.
+        count[LOST, lane] = 1 if value[TOP, lane] > farthest else count[LOST, lane]
+        value[REST, lane] = min(value[TOP, lane], farthest)
+    exp_minus(at.bits, TERM, at)
+    for lane in range(lanes):
+        value[SMALLEST, lane] = min(value[SMALLEST, lane], value[TERM, lane])
 
 
 def load_leaves(
@@ -137,10 +183,19 @@ def weigh_root(model: FlatModel, room: Messages, at: Lines) -> None:
 
 def store(x: Array, row: int, q: int, first: int, out: Array, column: int) -> None:
     """x[row : row + q] into the columns of `out`, one row per lane."""
-    for lane in range(min(x.shape[1], len(out) - first)):
-        to = UNSIGNED(first + lane)
-        for a in range(q):
-            out[to, UNSIGNED(column + a)] = x[UNSIGNED(row + a), UNSIGNED(lane)]
+    for begin in range(0, q, TOGETHER):
+        width = min(TOGETHER, q - begin)
+        fours = width // 4 * 4
+        for lane in range(min(x.shape[1], len(out) - first)):
+            to, of = UNSIGNED(first + lane), UNSIGNED(lane)
+            for a in range(0, fours, 4):  # as in `read_fields`
+                y, z = UNSIGNED(column + begin + a), UNSIGNED(row + begin + a)
+                out[to, y] = x[z, of]
+                out[to, y + UNSIGNED(1)] = x[z + UNSIGNED(1), of]
+                out[to, y + UNSIGNED(2)] = x[z + UNSIGNED(2), of]
+                out[to, y + UNSIGNED(3)] = x[z + UNSIGNED(3), of]
+            for a in range(fours, width):
+                out[to, UNSIGNED(column + begin + a)] = x[UNSIGNED(row + begin + a), of]
 
 
 def infer_rows(
@@ -182,14 +237,14 @@ def infer_rows(
             deepest = max(deepest, d)
     group = s ** (k - window) if window < k else 1
     nu, belief, value, count = room.nu, room.belief, at.value, at.integer
-    lanes = nu.shape[1]
+    lanes, soft = nu.shape[1], fields.shape[1] > 0
 
     for first in range(0, len(status), lanes):
         rows = min(lanes, len(status) - first)
         begin_watch(model.tiny, value, count)
         load_leaves(tokens, mask, fields, first, q, offsets[depth], room, at)
         for d in range(depth - 1, max(k, window) - 1, -1):
-            upward_level(model, d, nu, offsets[d + 1], offsets[d], at)
+            upward_level(model, d, nu, offsets[d + 1], offsets[d], soft, at)
         if k > window:
             star_upward(model, room, group, False, at)
             if window > 0:
@@ -229,19 +284,17 @@ def infer_rows(
                 if d > top:
                     if d > deepest:
                         break
-                    downward_level(model, d - 1, mu, nu, offsets[d], mu_below, causal, at)
+                    downward_level(model, d - 1, mu, nu, offsets[d], mu_below, causal, soft, at)
                     mu, mu_below = mu_below, mu
                 if column[d] >= 0 and d > 0:
                     qd = model.alphabets[d]
-                    for i in range(s**d):
-                        for a in range(qd):
+                    for i in range(s**d):  # the next level's messages are still to come: there is room
+                        for a in range(i * qd, i * qd + qd):
                             for lane in range(lanes):
-                                belief[a, lane] = (
-                                    nu[offsets[d] + i * qd + a, lane] * mu[i * qd + a, lane]
-                                )
-                        normalise(belief, 0, qd, at)
+                                mu_below[a, lane] = nu[offsets[d] + a, lane] * mu[a, lane]
+                        normalise(mu_below, i * qd, qd, at)
                         take_sum(at)
-                        store(belief, 0, qd, first, beliefs, column[d] + i * qd)
+                    store(mu_below, 0, s**d * qd, first, beliefs, column[d])
                     next_level(count)
                 if len(counts) and d < depth:
                     count_level(model, d, mu, offsets[d + 1], room, at)
@@ -250,5 +303,5 @@ def infer_rows(
             if len(one_out):
                 for j in range(s**depth):
                     normalise(mu, j * q, q, at)
-                    store(mu, j * q, q, first, one_out, j * q)
+                store(mu, 0, s**depth * q, first, one_out, 0)
         store_status(model, first, rows, at, status)

@@ -382,6 +382,8 @@ def numba_text() -> dict[str, Any]:
         options: Any = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": not entry,
                    "no_cfunc_wrapper": True,
                    "forceinline": function.__name__ in ("philox4x32", "exponent")}  # fmt: skip
+        if function.__name__ in ("add_products", "exp_minus"):
+            options["fastmath"] = {"contract"}
         try:
             namespace[function.__name__] = numba.njit(cache=entry, **options)(copy)
         except RuntimeError:  # nowhere to keep a cache: compile anew in every process

@@ -24,7 +24,8 @@ SIDE = VALUE_LINES  # from here on: products of siblings
 # negative exponent.
 TAKEN, TOTAL, LOST, SPENT, WORST, MARK = range(COUNT_LINES)
 # Entries of Lines.constants.
-ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, EXP_LOWEST, TOO_FAR, LOW = range(9)
+ZERO, ONE, LOG2_E, MAGIC, LN2_HIGH, LN2_LOW, FARTHEST, LOW = range(8)
+SINGLE_TERMS = 7  # of the series, if the value type is float32
 LOWEST = -(2**30)
 # For indices that differ from lane to lane: Numba asks of one with a sign, each time, if it counts from the end.
 UNSIGNED = np.uint64
@@ -55,7 +56,9 @@ def exponent(bits: Any, mantissa: int, bias: int) -> Any:
 
 def take_exponent(at: Lines) -> None:
     """The exponents of line TOP into line TAKEN, and into the range watch."""
-    value, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
+    value, bits, count = at.value, at.bits, at.integer
+    # Numbers that the compiler knows, or it takes integers twice as wide.
+    mantissa, bias = (23, 127) if len(at.series) == SINGLE_TERMS else (52, 1023)
     for lane in range(value.shape[1]):
         taken = exponent(bits[TOP, lane], mantissa, bias)
         count[TAKEN, lane] = taken
@@ -66,7 +69,8 @@ def take_exponent(at: Lines) -> None:
 
 def rescale(x: Array, row: int, q: int, at: Lines) -> None:
     """Normalise x[row : row + q] to maxima in [1, 2); the exponents taken out are in line TAKEN."""
-    value, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
+    value, bits, count = at.value, at.bits, at.integer
+    mantissa, bias = (23, 127) if len(at.series) == SINGLE_TERMS else (52, 1023)
     lanes, zero = value.shape[1], at.constants[ZERO]
     for lane in range(lanes):
         value[TOP, lane] = x[row, lane]
@@ -138,33 +142,38 @@ def log_scaled(x: float, power: int) -> float:
     return (power + whole) * math.log(2.0) + math.log(mantissa)
 
 
-def exp_nonpositive(x: Array, row: int, at: Lines) -> None:
-    """x[row] becomes exp(x[row]) for x <= 0, to about an ulp; exactly 0 below the normal range."""
-    value, bits, count, mantissa, bias = at.value, at.bits, at.integer, at.mantissa, at.bias
-    constants, lanes = at.constants, value.shape[1]
-    zero, one, lowest = constants[ZERO], constants[ONE], constants[EXP_LOWEST]
+def exp_minus(out: Array, row: int, at: Lines) -> None:
+    """out[row] becomes the bits of exp(-x), to about an ulp, of what is in line REST: 0 <= x <= FARTHEST.
+
+    For soft evidence alone: under Numba, products and sums are fused where the processor can.
+    """
+    value, bits, series, constants = at.value, at.bits, at.series, at.constants
     log2_e, magic = constants[LOG2_E], constants[MAGIC]
     ln2_high, ln2_low = constants[LN2_HIGH], constants[LN2_LOW]
+    lanes = value.shape[1]
     for lane in range(lanes):
-        y = max(x[row, lane], lowest)
-        whole = (y * log2_e + magic) - magic  # rounds to an integer
-        value[REST, lane] = (y - whole * ln2_high) - whole * ln2_low
-        value[TERM, lane] = one
-        bits[FACTOR, lane] = (int(whole) + bias) << mantissa
-    for term in range(len(at.inverse) - 1, 0, -1):
-        inverse = at.inverse[term]
+        x = value[REST, lane]
+        rounded = magic - x * log2_e  # an integer, in the last bits of the mantissa
+        whole = rounded - magic
+        value[FACTOR, lane] = rounded
+        value[REST, lane] = (-x - whole * ln2_high) - whole * ln2_low
+    if len(series) == SINGLE_TERMS:
+        c6, c5, c4, c3, c2, c1, c0 = (
+            series[0], series[1], series[2], series[3], series[4], series[5], series[6],
+        )  # fmt: skip
         for lane in range(lanes):
-            value[TERM, lane] = value[TERM, lane] * value[REST, lane] * inverse + one
+            x = value[REST, lane]
+            value[TERM, lane] = (((((c6 * x + c5) * x + c4) * x + c3) * x + c2) * x + c1) * x + c0
+    else:
+        for lane in range(lanes):
+            value[TERM, lane] = series[0]
+        for term in range(1, len(series)):
+            c = series[term]
+            for lane in range(lanes):
+                value[TERM, lane] = value[TERM, lane] * value[REST, lane] + c
+    mantissa = 23 if len(series) == SINGLE_TERMS else 52
     for lane in range(lanes):
-        entry = value[TERM, lane] * value[FACTOR, lane] if x[row, lane] >= lowest else zero
-        value[TERM, lane] = entry
-        before = value[SMALLEST, lane]
-        value[SMALLEST, lane] = min(before, entry if entry > zero else before)
-    for lane in range(lanes):
-        entry = value[TERM, lane]
-        gone = (entry == zero) & (x[row, lane] > -math.inf)
-        count[LOST, lane] = 1 if gone else count[LOST, lane]
-        x[row, lane] = entry
+        out[row, lane] = bits[TERM, lane] + (bits[FACTOR, lane] << mantissa)
 
 
 # Wide numbers, those of a star, have an exponent of their own: value * 2**power, value in [1, 2) or 0.

@@ -61,19 +61,18 @@ def test_rescaling_is_exact(dtype: np.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_exponentials(dtype: np.dtype) -> None:
-    """Two ulps over the whole normal range, exactly 0 below it, and the watch is told."""
-    lowest = float(scratch(dtype, 1).constants[scaling.EXP_LOWEST])
-    inside = np.concatenate([np.linspace(lowest, 0, 20_001), -np.logspace(-12, 0, 200)])
-    x = np.concatenate([inside, [lowest * 1.001, 4 * lowest, -np.inf]]).astype(dtype)
+    """Two ulps over the whole normal range."""
+    farthest = float(scratch(dtype, 1).constants[scaling.FARTHEST])
+    x = np.concatenate([np.linspace(0, farthest, 20_001), np.logspace(-12, 0, 200)]).astype(dtype)
     at = scratch(dtype, len(x))
-    got = x[None].copy()
-    scaling.exp_nonpositive(got, 0, at)
-    want = np.exp(x[:-3].astype(np.longdouble))
-    gap = np.abs(got[0, :-3] - want) / np.spacing(want.astype(dtype))
+    at.value[scaling.REST] = x
+    got = np.zeros_like(x)[None]
+    with np.errstate(over="ignore"):
+        scaling.exp_minus(got.view(at.bits.dtype), 0, at)
+    want = np.exp(-x.astype(np.longdouble))
+    gap = np.abs(got[0] - want) / np.spacing(want.astype(dtype))
     assert gap.max() < 2
-    np.testing.assert_array_equal(got[0, -3:], 0)
-    np.testing.assert_array_equal(at.integer[scaling.LOST, -4:], [0, 1, 1, 0])
-    np.testing.assert_array_equal(at.value[scaling.SMALLEST, :-3], np.minimum(got[0, :-3], 2))
+    assert got[0, 0] == 1
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
