@@ -39,7 +39,7 @@ Array = NDArray[Any]
 # Columns of FlatModel.levels, one row per level.
 FIRST, RULES, PARENTS, SYMBOLS, BITS, CUTS, COUNTS, SUMS = range(8)
 VALUE_LINES, COUNT_LINES = 6, 6  # of Lines, besides a line for every child
-TOGETHER = 16  # values of a row that are read or written together: about a line of memory
+TOGETHER = 32  # values of a row that are read or written together: two lines of memory, which are fetched in pairs
 
 
 class FlatModel(NamedTuple):
@@ -109,7 +109,9 @@ def flatten(tree: TreeStructure, dtype: np.dtype[Any], lists: bool = False) -> F
         arity=tree.arity, depth=tree.depth, filter_level=tree.filter_level,
         alphabets=integers(packed["alphabets"].astype(np.int64)),
         levels=integers(
-            np.array([[*rows[id(t)][:-1], c, rows[id(t)][-1]] for t, c in zip(packed["levels"], tree.first_counts, strict=True)], np.int64)
+            np.array(
+                [[*rows[id(t)][:-1], c, rows[id(t)][-1]]
+                 for t, c in zip(packed["levels"], tree.first_counts, strict=True)], np.int64)
         ),
         first=integers(joined["first"]), children=integers(joined["children"]),
         probability=joined[f"prob{bits}"], cuts=integers(joined["cuts"]),
@@ -137,13 +139,22 @@ def _with_sums(sums: Sums, table: Any, probability: Array, q: int) -> Sums:
     above = np.repeat(np.arange(len(counts)), counts)
     left, right = table["children"].reshape(-1, 2).astype(np.int64).T
     first, terms, weights = [sums.first], [sums.terms], [sums.weights]
-    for into, x, y, n in ((above, left, q + right, len(counts)), (left, above, q + right, q), (right, above, left, q)):
+    for into, x, y, n in (
+        (above, left, q + right, len(counts)),
+        (left, above, q + right, q),
+        (right, above, left, q),
+    ):
         order = np.argsort(into, kind="stable")
         size = np.bincount(into, minlength=n)
         fours = np.maximum(-(-size // 4), 1)
         begin = np.cumsum(fours) - fours
-        place = 4 * begin[into[order]] + np.arange(len(into)) - np.repeat(np.cumsum(size) - size, size)
-        entries, weight = np.zeros((2, 4 * fours.sum()), np.uint64), np.zeros(4 * fours.sum(), probability.dtype)
+        place = (
+            4 * begin[into[order]] + np.arange(len(into)) - np.repeat(np.cumsum(size) - size, size)
+        )
+        entries, weight = (
+            np.zeros((2, 4 * fours.sum()), np.uint64),
+            np.zeros(4 * fours.sum(), probability.dtype),
+        )
         entries[0, place], entries[1, place], weight[place] = x[order], y[order], probability[order]
         terms.append(entries.reshape(2, -1, 4).transpose(1, 0, 2).reshape(-1, 8))
         weights.append(weight.reshape(-1, 4))
@@ -235,9 +246,13 @@ _CONSTANTS = (
               86.9899673, 2.0**-102], np.float32),
 )  # fmt: skip
 # The single one is of degree 6, nearest to exp in relative error (3e-9).
-_SERIES = (
+_SERIES: tuple[tuple[Any, ...], tuple[Any, ...]] = (
     tuple(np.float64(1 / math.factorial(n)) for n in range(13, -1, -1)),
-    tuple(np.float32([1.3814599e-3, 8.3687166e-3, 4.1668389e-2, 1.6666521e-1, 4.9999994e-1, 1, 1])),
+    tuple(
+        np.array(
+            [1.3814599e-3, 8.3687166e-3, 4.1668389e-2, 1.6666521e-1, 4.9999994e-1, 1, 1], np.float32
+        )
+    ),
 )
 
 

@@ -288,7 +288,9 @@ def infer_rows(
                     mu, mu_below = mu_below, mu
                 if column[d] >= 0 and d > 0:
                     qd = model.alphabets[d]
-                    for i in range(s**d):  # the next level's messages are still to come: there is room
+                    for i in range(
+                        s**d
+                    ):  # the next level's messages are still to come: there is room
                         for a in range(i * qd, i * qd + qd):
                             for lane in range(lanes):
                                 mu_below[a, lane] = nu[offsets[d] + a, lane] * mu[a, lane]
