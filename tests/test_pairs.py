@@ -95,7 +95,7 @@ def test_a_row_does_not_depend_on_its_neighbours(q, depth, rng):
     mixed = np.where(rng.random((n, 1, 1)) < 0.5, own, other) * strength
     fields = (mixed + rng.standard_normal(own.shape)).astype(np.float32)
     judge = model.infer(log_fields=fields, levels="all", backend="numba", dtype="float64")
-    for name in COMPILED:
+    for name in (*COMPILED, "numba"):
         want = model.infer(log_fields=fields, levels="all", backend=name)
         np.testing.assert_allclose(want.log_evidence, judge.log_evidence, rtol=1e-5)
         for d in model.existing_levels:

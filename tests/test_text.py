@@ -111,7 +111,9 @@ def test_choices_count_the_cut_points() -> None:
         words = np.clip(np.append(near.ravel(), [0, 2**32 - 2]), 0, 2**32 - 2)
         row = np.arange(len(words)) % 3
         place = row * width
-        sampling.choose(cuts.ravel(), bits, words[None], 0, place)
+        sampling.choose(
+            cuts.astype(np.int64).ravel(), bits, words[None].astype(np.uint32), 0, place
+        )
         want = [
             np.searchsorted(cuts[r, :-1], w, side="right") for r, w in zip(row, words, strict=True)
         ]
