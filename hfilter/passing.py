@@ -77,7 +77,8 @@ def add_products(
 ) -> None:  # fmt: skip
     """out[row : row + n] become n sums of the model, of entries of x and y.
 
-    For soft evidence alone: under Numba, products and sums are fused where the processor can.
+    For soft evidence alone: under Numba, products and sums are fused where the processor can. A weight comes before
+    the second small number: two of them may lose each other's digits.
     """
     terms, weights = model.terms, model.weights
     left, right = UNSIGNED(at_x), UNSIGNED(at_y)
@@ -92,13 +93,13 @@ def add_products(
             y0, y1, y2, y3 = right + term[4], right + term[5], right + term[6], right + term[7]
             if four == begin:
                 for lane in range(out.shape[1]):
-                    low = p0 * (x[x0, lane] * y[y0, lane]) + p1 * (x[x1, lane] * y[y1, lane])
-                    high = p2 * (x[x2, lane] * y[y2, lane]) + p3 * (x[x3, lane] * y[y3, lane])
+                    low = p0 * y[y0, lane] * x[x0, lane] + p1 * y[y1, lane] * x[x1, lane]
+                    high = p2 * y[y2, lane] * x[x2, lane] + p3 * y[y3, lane] * x[x3, lane]
                     out[to, lane] = low + high
             else:
                 for lane in range(out.shape[1]):
-                    low = p0 * (x[x0, lane] * y[y0, lane]) + p1 * (x[x1, lane] * y[y1, lane])
-                    high = p2 * (x[x2, lane] * y[y2, lane]) + p3 * (x[x3, lane] * y[y3, lane])
+                    low = p0 * y[y0, lane] * x[x0, lane] + p1 * y[y1, lane] * x[x1, lane]
+                    high = p2 * y[y2, lane] * x[x2, lane] + p3 * y[y3, lane] * x[x3, lane]
                     out[to, lane] = out[to, lane] + (low + high)
 
 
