@@ -59,8 +59,9 @@ template <class P, int Q, class Field> struct Fields {
 };
 
 // Fields so far apart that a message has zeros. Returns how far the finite ones are from the largest of their leaf.
-template <class P, int Q, class Field> HF_NOINLINE typename P::V
-load_far_fields(const Fields<P, Q, Field>& fields, typename LaneType<double, P::lanes>::type& shift) {
+template <class P, int Q, class Field>
+HF_NOINLINE typename P::V load_far_fields(const Fields<P, Q, Field>& fields, typename P::Int lift,
+                                          typename LaneType<double, P::lanes>::type& shift) {
     using F = Fields<P, Q, Field>;
     const Field infinity = static_cast<Field>(__builtin_inf());
     typename P::V farthest{};
@@ -75,16 +76,17 @@ load_far_fields(const Fields<P, Q, Field>& fields, typename LaneType<double, P::
             const typename P::V distance = F::distance(top, h);
             farthest = larger(farthest, F::distance(h > -infinity ? top : typename F::Given{},
                                                     h > -infinity ? h : typename F::Given{}));
-            fields.nu[j * fields.q + x] = exp_nonpositive<P>(-distance);
+            fields.nu[j * fields.q + x] = exp_nonpositive<P>(-distance, lift);
         }
     }
     return farthest;
 }
 
-// Fields become numbers relative to the largest of their leaf, which goes into the log-evidence.
+// Fields become numbers relative to the largest of their leaf, which goes into the log-evidence; the largest is
+// 2^lift then.
 template <class P, int Q, class Field>
 HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
-                             typename LaneType<double, P::lanes>::type& shift, Range<P>& range,
+                             typename P::Int lift, typename LaneType<double, P::lanes>::type& shift, Range<P>& range,
                              typename P::Scalar& bound, typename P::I& invalid) {
     using V = typename P::V;
     using T = typename P::Scalar;
@@ -110,7 +112,7 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
             for (int x = 0; x < q; ++x) {
                 const V distance = F::distance(top, fields.of(j, x));
                 farthest = larger_or_nan<P>(farthest, distance);
-                nu[j * q + x] = exp_minus<P>(distance);
+                nu[j * q + x] = exp_minus<P>(distance, lift);
             }
         }
     }
@@ -118,11 +120,12 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
     invalid = as_mask<P>(farthest != farthest);
     farthest = farthest == farthest ? farthest : V{};
     // Something became zero? If it was finite, only too far below for the type, it must not pass for impossible.
-    if (lowest_lane<P>(-farthest) < Format<T>::exp_lowest) farthest = load_far_fields(fields, shift);
-    range.lost |= as_mask<P>(-farthest < splat<P>(Format<T>::exp_lowest));
-    const V least = exp_nonpositive<P>(-farthest);
+    const T lowest = exp_lowest<T>(lift);
+    if (lowest_lane<P>(-farthest) < lowest) farthest = load_far_fields(fields, lift, shift);
+    range.lost |= as_mask<P>(-farthest < splat<P>(lowest));
+    const V least = exp_nonpositive<P>(-farthest, lift), scale = power_of_two<P>(splat_int<P>(-lift));
     range.watch(least);
-    bound = lowest_lane<P>(least > 0 ? least : splat<P>(1)); // what was lost needs no bound
+    bound = lowest_lane<P>(least > 0 ? least * scale : splat<P>(1)); // what was lost needs no bound
 }
 
 // Divides by the sum, as `normalise` does, but adds in another order and looks for certainty where there may be one.
@@ -142,7 +145,7 @@ template <class P> HF_INLINE typename P::V normalise_soft(typename P::V* x, int 
 template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const hf_infer_args& args, const Rows& rows,
                                                       const PairSquare<P>& square, const typename P::V* mu,
                                                       const typename P::V* nu, typename P::V* out, Range<P>& range,
-                                                      typename P::Scalar& bound, bool lazy) {
+                                                      typename P::Scalar& bound, Scaling<P> scaling) {
     using T = typename P::Scalar;
     const hf_level& level = m.levels[m.depth - 1];
     const int64_t n = n_nodes(m, m.depth - 1);
@@ -150,8 +153,8 @@ template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const h
     const bool without = args.leave_one_out != nullptr;
     T* to = static_cast<T*>(leaf_answer(m, args));
     const int64_t together = kValuesTogether > 2 * q ? kValuesTogether / (2 * q) : 1; // nodes
-    LevelScale<P> scale(range, bound, lazy);
-    typename P::V least = splat<P>(1); // of the sums
+    LevelScale<P> scale(range, bound, scaling);
+    typename P::V least = splat<P>(-Format<T>::lowest); // of the sums
     for (int64_t i = 0; i < n;) {
         const int64_t end = i + 2 * together <= n ? i + together : n, leaves = 2 * (end - i);
         const auto down = [&](int64_t u, auto nodes) {
@@ -159,7 +162,12 @@ template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const h
             typename P::V known[size], *leaf = Q > 0 ? known : out + 2 * u * q;
             downward_pairs<P, Q, nodes.size>(square, level.n_parents, q, mu + (i + u) * level.n_parents,
                                              nu + 2 * (i + u) * q, leaf);
-            scale.rescale(leaf, 2 * nodes.size, q);
+            if (!scale.lazy()) { // in memory: what has an address stays there
+                typename P::V* there = out + 2 * u * q;
+                for (int x = 0; x < 2 * nodes.size * q; ++x) there[x] = leaf[x];
+                rescale_apart(scale, there, 2 * nodes.size, q);
+                for (int x = 0; x < 2 * nodes.size * q; ++x) leaf[x] = there[x];
+            }
             for (int j = 0; j < 2 * nodes.size; ++j, leaf += q) {
                 if (!without)
                     for (int x = 0; x < q; ++x) leaf[x] = nu[2 * (i + u) * q + j * q + x] * leaf[x];
@@ -176,7 +184,7 @@ template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const h
     }
     scale.finish(2 * n);
     range.normalised(least);
-    range.next_level();
+    range.next_level(scaling.lift * (without ? 1 : 2));
 }
 
 } // namespace

@@ -9,22 +9,22 @@
 namespace HF_NAMESPACE {
 namespace {
 
-// Beliefs nu * mu of the n nodes of a level, normalised.
+// Beliefs nu * mu of the n nodes of a level, normalised; `lifted`: by how many powers of two both together are.
 template <class P> void store_beliefs(const Rows& rows, int64_t n, int q, const typename P::V* nu,
                                       const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
-                                      Range<P>& range) {
+                                      Range<P>& range, typename P::Int lifted) {
     for (int64_t i = 0; i < n; ++i) {
         typename P::V* belief = scratch + i * q;
         for (int a = 0; a < q; ++a) belief[a] = nu[i * q + a] * mu[i * q + a];
         range.normalised(normalise<P>(belief, q, belief));
     }
     store_rows<P>(scratch, rows, n * q, out);
-    range.next_level();
+    range.next_level(lifted);
 }
 
-template <class T> T smallest_positive(const T* x, int n) {
+template <class T> T smallest_positive(const T* x, int64_t n) {
     T smallest = T(1);
-    for (int i = 0; i < n; ++i) smallest = x[i] < smallest ? x[i] : smallest;
+    for (int64_t i = 0; i < n; ++i) smallest = x[i] > 0 && x[i] < smallest ? x[i] : smallest;
     return smallest;
 }
 
@@ -33,8 +33,10 @@ template <class P> struct Plan {
     using T = typename P::Scalar;
     Layout<P> at;
     TableShape table;
-    T least_up[64]; // of a level's rules, as next_bound wants it
+    T least[64];    // of a level's rules
+    T least_up[64]; // the same as next_bound wants it
     T least_down[64];
+    T least_prior;             // of the root
     bool all_pairs[64];        // whether they are all there can be
     PairSquare<P> squares[64]; // of soft evidence, where there is one
     int deepest;               // level that an output asks the downward pass for
@@ -45,8 +47,10 @@ template <class P> struct Plan {
     Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
         : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1), counts(args.counts != nullptr) {
         if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
+        least_prior = smallest_positive(Numbers<T>::prior(m), m.alphabets[0]);
         for (int d = m.filter_level; d < m.depth; ++d) {
-            least_up[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules) / 4;
+            least[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
+            least_up[d] = least[d] / 4;
             least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
             all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
         }
@@ -61,8 +65,12 @@ template <class P> struct Plan {
                        !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
     }
 
-    // Whether messages of level d need no normalising as long as nothing threatens them: nobody counts on it.
-    HF_INLINE bool lazy(int d) const { return squares[d].parent && d != star_level && !counts; }
+    // Whether the messages that the rules of level d bring forth need no normalising as long as nothing threatens them.
+    HF_INLINE bool lazy(int d) const { return squares[d].parent && !counts; }
+    // By how much messages may be lifted where something does: all of them are products of two others.
+    static HF_INLINE typename P::Int lift(const hf_model& m, const hf_infer_args& args) {
+        return args.log_fields && m.arity == 2 && !args.causal && args.window == 0 ? Format<T>::lift : 0;
+    }
 
     // What calls need besides their layout, in bytes.
     static int64_t square_bytes(const hf_model& m, const hf_infer_args& args) {
@@ -101,7 +109,7 @@ template <class P, int S> struct Passes {
     const Rows& rows;
     const Plan<P>& plan;
     V* scratch;
-    bool lazy; // as LevelScale has it
+    Scaling<P> scaling;
     int q0;
     const T* prior;
     Range<P> range;
@@ -112,10 +120,11 @@ template <class P, int S> struct Passes {
     V evidence{};
 
     HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory,
-                     bool at_ease = false)
-        : m(model), args(call), rows(r), plan(p), scratch(memory), lazy(at_ease), q0(m.alphabets[0]),
-          prior(Numbers<T>::prior(m)), range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window) {}
+                     Scaling<P> how = {})
+        : m(model), args(call), rows(r), plan(p), scratch(memory), scaling(how), q0(m.alphabets[0]),
+          prior(Numbers<T>::prior(m)), range(Numbers<T>::tiny(m)), star(m, memory + plan.at.star, args.window, how) {}
 
+    HF_INLINE int64_t nodes(int d) const { return S == 2 ? int64_t(1) << d : n_nodes(m, d); }
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
     HF_INLINE V* root() const { return scratch + plan.at.root; }
 
@@ -126,9 +135,10 @@ template <class P, int S> struct Passes {
         else
             with_alphabet<P, true>(m.levels[m.depth - 1], [&](auto q) {
                 if (args.field_bytes == 4)
-                    load_fields<P, q.size, float>(m, args, rows, out, shift, range, bound, invalid);
-                else load_fields<P, 0, double>(m, args, rows, out, shift, range, bound, invalid);
+                    load_fields<P, q.size, float>(m, args, rows, out, scaling.lift, shift, range, bound, invalid);
+                else load_fields<P, 0, double>(m, args, rows, out, scaling.lift, shift, range, bound, invalid);
             });
+        if (scaling.lift > 0) total = splat_int<P>(static_cast<typename P::Int>(-nodes(m.depth) * scaling.lift));
     }
 
     // Upward to level `top`, from the leaves or from subtrees that a table knows.
@@ -143,9 +153,11 @@ template <class P, int S> struct Passes {
                 total = look_up_level<P>(m, plan.table, args, entries, nu(level), range);
             }
         } else leaves();
+        if (in_danger()) return; // strong evidence: what would follow takes long
         for (int d = level - 1; d >= top; --d) {
-            bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
-            upward_from(d, n_nodes(m, d));
+            const Scaling<P> how = scaling.lazy ? leave_upward(d) : scaling;
+            if (!scaling.lazy) bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
+            upward_from(d, nodes(d), how);
         }
     }
 
@@ -154,7 +166,7 @@ template <class P, int S> struct Passes {
         leaves();
         for (int d = m.depth - 1; d >= m.filter_level; --d) {
             bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
-            best_level<P, S>(m.levels[d], m.arity, n_nodes(m, d), nu(d + 1), nu(d), total, range, bounds[d]);
+            best_level<P, S>(m.levels[d], m.arity, nodes(d), nu(d + 1), nu(d), total, range, bounds[d]);
         }
         const I below = range.danger();
         const I best = m.filter_level > 0 ? star.template upward<true>(nu(m.filter_level), star.suffix) : I{};
@@ -178,7 +190,7 @@ template <class P, int S> struct Passes {
         V* belief = root() + q0;
         evidence = normalise<P>(root(), q0, belief);
         range.normalised(evidence);
-        range.next_level();
+        range.next_level(m.filter_level > 0 ? 0 : scaling.lift);
         if (args.root) store_rows<P>(belief, rows, q0, static_cast<T*>(args.root));
     }
 
@@ -186,43 +198,49 @@ template <class P, int S> struct Passes {
     HF_INLINE void downward() {
         V* mu = scratch + plan.at.mu[0];
         V* mu_below = scratch + plan.at.mu[1];
-        T bound = T(0); // not known: to be watched
+        T bound = T(0); // not known: to be measured
         int d = m.filter_level;
         if (args.window > 0 && args.window >= d) { // windows: all that is known of their tops is their laws
             d = args.window;
             const T* laws = static_cast<const T*>(args.laws);
-            for (int64_t x = 0; x < n_nodes(m, d) * m.alphabets[d]; ++x) mu[x] = splat<P>(laws[x]);
+            const int64_t size = nodes(d) * m.alphabets[d];
+            for (int64_t x = 0; x < size; ++x) mu[x] = splat<P>(laws[x]);
+            bound = smallest_positive(laws, size);
         } else if (d > 0) {
-            star.downward(mu, root(), range, args.causal != 0,
-                          [&](int64_t i, const V* weight) { pair_with_root(i, weight); });
+            bound = star.downward(mu, root(), range, args.causal != 0,
+                                  [&](int64_t i, const V* weight) { pair_with_root(i, weight); });
             if (args.star_pairs)
                 store_rows<P>(scratch + plan.at.pairs, rows, star.n * q0 * star.qk, static_cast<T*>(args.star_pairs));
         } else {
-            for (int a = 0; a < q0; ++a) mu[a] = splat<P>(prior[a]);
-            bound = smallest_positive(prior, q0);
+            const T one = power_of_two<Pack<T, 1>>(scaling.lift);
+            for (int a = 0; a < q0; ++a) mu[a] = splat<P>(prior[a] * one);
+            bound = plan.least_prior;
         }
         V* counts = scratch + plan.at.counts;
         if (args.counts)
             for (int r = 0; r < m.n_counts; ++r) counts[r] = V{};
         for (;; ++d) {
             const int q = m.alphabets[d];
-            const int64_t n = n_nodes(m, d);
+            const int64_t n = nodes(d);
             if (d > 0 && args.beliefs && args.beliefs[d])
-                store_beliefs<P>(rows, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]), mu_below, range);
+                store_beliefs<P>(rows, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]), mu_below, range,
+                                 2 * scaling.lift);
             if (d == m.depth) break;
             if (args.counts)
                 count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
                                   counts + m.levels[d].first_count, range);
             if (d >= plan.deepest) break;
-            bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
+            const Scaling<P> how = scaling.lazy ? leave_downward(d, bound) : scaling;
+            if (in_danger()) return;
+            if (!scaling.lazy) bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
             if (d + 1 == m.depth && plan.last_at_once) {
                 with_alphabet<P, true>(m.levels[d], [&](auto size) {
                     last_level<P, size.size>(m, args, rows, plan.squares[d], mu, nu(d + 1), mu_below, range, bound,
-                                             lazy && plan.lazy(d));
+                                             how);
                 });
                 return;
             }
-            downward_from(d, n, mu, mu_below, bound);
+            downward_from(d, n, mu, mu_below, bound, how);
             V* swap = mu;
             mu = mu_below;
             mu_below = swap;
@@ -230,11 +248,13 @@ template <class P, int S> struct Passes {
         if (args.counts) store_rows<P>(counts, rows, m.n_counts, static_cast<T*>(args.counts));
         if (args.leave_one_out) {
             const int q = m.alphabets[d];
-            for (int64_t j = 0; j < n_nodes(m, d); ++j) normalise<P>(mu + j * q, q, mu_below + j * q);
-            store_rows<P>(mu_below, rows, n_nodes(m, d) * q, static_cast<T*>(args.leave_one_out));
+            for (int64_t j = 0; j < nodes(d); ++j) normalise<P>(mu + j * q, q, mu_below + j * q);
+            store_rows<P>(mu_below, rows, nodes(d) * q, static_cast<T*>(args.leave_one_out));
         }
     }
 
+    // Whether messages were left as they came although some row's range is in danger.
+    HF_INLINE bool in_danger() const { return scaling.lazy && any_lane<P>(range.danger()); }
     // Which rows' evidence left the range of the type, or is none.
     HF_INLINE void store_status() const {
         const I suspect = range.danger() & (as_mask<P>(range.spent > Numbers<T>::slack(m)) | range.empty());
@@ -248,17 +268,46 @@ template <class P, int S> struct Passes {
     }
 
   private:
+    // Whether messages upward to level d, made of two of the level below, can stay as they are; their bound, or 0 if it
+    // is to be measured. What is to be made of them next must be safe. (In double precision, for there are no subnormal
+    // numbers in the way.)
+    HF_INLINE Scaling<P> leave_upward(int d) {
+        const double bound = double(plan.least[d]) * bounds[d + 1] * bounds[d + 1];
+        if (bound < kSafe) range.lost = ~I{};
+        const bool keep = plan.lazy(d) && d != plan.star_level &&
+                          (d > 0 ? plan.least[d - 1] * bound * bound : plan.least_prior * bound) >= kSafe;
+        bounds[d] = keep ? static_cast<T>(bound) : T(0);
+        return {keep, 0};
+    }
+    // The same of those downward from level d, made of one with `bound` and one from below.
+    HF_INLINE Scaling<P> leave_downward(int d, T& bound) {
+        const double made = double(plan.least[d]) * bound * bounds[d + 1];
+        if (made < kSafe) range.lost = ~I{};
+        const bool keep = plan.lazy(d) && safe_below(d + 1, made);
+        bound = keep ? static_cast<T>(made) : T(0);
+        return {keep, 0};
+    }
+    // Whether nothing made of messages to level d with this bound is in danger: at the next level or, each level having
+    // more messages to normalise than all before, at every third of them within the next three.
+    HF_INLINE bool safe_below(int d, double bound) const {
+        for (int more = (m.depth - d) % 3 == 0 ? 3 : 1;; --more, ++d) {
+            if (bound * bounds[d] < kSafe) return false;
+            if (d == m.depth || more == 0) return true;
+            bound = plan.least[d] * bound * bounds[d + 1];
+        }
+    }
+    static constexpr T kSafe = Format<T>::lowest_normal * 64;
     // One level upward, to the n nodes of level d, in the way that suits its rules and the evidence.
-    HF_INLINE void upward_from(int d, int64_t n) {
+    HF_INLINE void upward_from(int d, int64_t n, Scaling<P> how) {
         const hf_level& level = m.levels[d];
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
                     upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), nu(d), total, range, bounds[d],
-                                                  lazy && plan.lazy(d));
+                                                  how);
                 });
             else if (args.log_fields)
-                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
+                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d], how);
             else if (plan.all_pairs[d]) upward_all_pairs<P, 4>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
@@ -268,17 +317,16 @@ template <class P, int S> struct Passes {
     }
 
     // And one downward, from them to their children.
-    HF_INLINE void downward_from(int d, int64_t n, const V* mu, V* below, T& bound) {
+    HF_INLINE void downward_from(int d, int64_t n, const V* mu, V* below, T& bound, Scaling<P> how) {
         const hf_level& level = m.levels[d];
         if (args.causal) return downward_level<P, S, 0, true>(level, m.arity, n, mu, nu(d + 1), below, range, bound);
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
-                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound,
-                                                    lazy && plan.lazy(d));
+                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound, how);
                 });
             else if (args.log_fields)
-                downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound);
+                downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound, how);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
                     downward_level<P, 2, q.size>(level, 2, n, mu, nu(d + 1), below, range, bound);
@@ -311,31 +359,59 @@ template <class P, int S> struct Passes {
     }
 };
 
-// Returns false, if `lazy`, where some row's range is in danger: what it has spent is then to be counted level by
-// level, or a row's status would depend on its neighbours.
+// Returns false, if messages were left as they came, where some row's range is in danger: what it has spent is then to
+// be counted level by level, or a row's status would depend on its neighbours.
 template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows,
-                                          const Plan<P>& plan, void* scratch, bool lazy) {
-    Passes<P, S> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch), lazy);
+                                          const Plan<P>& plan, void* scratch, Scaling<P> scaling) {
+    Passes<P, S> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch), scaling);
     const bool windowed = args.window > 0;
     passes.upward(windowed && args.window > m.filter_level ? args.window : m.filter_level);
     if (!(windowed && args.window >= m.filter_level)) passes.meet(windowed);
     if (plan.deepest > 0 || args.counts) passes.downward();
-    if (lazy && any_lane<P>(passes.range.danger())) return false;
+    if (passes.in_danger()) return false;
     passes.store_status();
     if (args.log_evidence) passes.store_log(passes.evidence, args.log_evidence);
     return true;
 }
 
+// Counts as zero, once entered, what is below the normal range: processors take a hundred times as long over such a
+// number, and strong evidence brings forth many. Lifted messages need none of them.
+class NormalNumbersAlone {
+  public:
+    NormalNumbersAlone() = default;
+    NormalNumbersAlone(const NormalNumbersAlone&) = delete;
+    NormalNumbersAlone& operator=(const NormalNumbersAlone&) = delete;
+    void enter() {
+#if defined(__SSE2__)
+        saved_ = _mm_getcsr();
+        _mm_setcsr(saved_ | 0x8040); // results, and operands
+        entered_ = true;
+#endif
+    }
+    ~NormalNumbersAlone() {
+#if defined(__SSE2__)
+        if (entered_) _mm_setcsr(saved_);
+#endif
+    }
+
+  private:
+    [[maybe_unused]] unsigned saved_ = 0;
+    [[maybe_unused]] bool entered_ = false;
+};
+
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
     const Plan<P> plan(m, args, scratch);
-    bool lazy = plan.lazy(m.depth - 1); // until there is a danger: where one is, others are near
+    // Messages are left as they come until there is a danger: where one is, others are near.
+    Scaling<P> scaling{plan.lazy(m.depth - 1), 0};
+    NormalNumbersAlone environment;
     for (int64_t row = begin; row < end;) {
+        if (!scaling.lazy && scaling.lift == 0 && (scaling.lift = plan.lift(m, args)) > 0) environment.enter();
         const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-        const bool done = m.arity == 2 ? infer_pack<P, 2>(m, args, rows, plan, scratch, lazy)
-                                       : infer_pack<P, 0>(m, args, rows, plan, scratch, lazy);
+        const bool done = m.arity == 2 ? infer_pack<P, 2>(m, args, rows, plan, scratch, scaling)
+                                       : infer_pack<P, 0>(m, args, rows, plan, scratch, scaling);
         if (done) row += P::lanes;
-        else lazy = false;
+        else scaling.lazy = false;
     }
 }
 

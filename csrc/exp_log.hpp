@@ -5,14 +5,20 @@
 
 namespace HF_NAMESPACE {
 
-// exp(-x) for 0 <= x <= -exp_lowest to about one unit in the last place.
-template <class P> HF_INLINE typename P::V exp_minus(typename P::V x) {
+// Below this, 2^lift * exp(x) is no normal number.
+template <class T, class Int> HF_INLINE T exp_lowest(Int lift) {
+    constexpr T ln2 = T(0.693147180559945309417);
+    return Format<T>::exp_lowest - static_cast<T>(lift) * ln2;
+}
+
+// 2^lift * exp(-x) for 0 <= x <= -exp_lowest(lift) to about one unit in the last place.
+template <class P> HF_INLINE typename P::V exp_minus(typename P::V x, typename P::Int lift = 0) {
     using T = typename P::Scalar;
     using F = Format<T>;
     using V = typename P::V;
     // An integer in the last bits of the mantissa, more by the bias, so that they are the exponent of a power of two:
     // of half of it, since what comes out as 0 is then no less than a normal number.
-    constexpr T magic = F::round_magic + static_cast<T>(F::bias - 1);
+    const T magic = F::round_magic + static_cast<T>(F::bias - 1 + lift);
     const V rounded = multiply_add<P>(x, splat<P>(T(-1.44269504088896340736)), splat<P>(magic));
     const V k = rounded - magic;
     V r, twice; // what is left of -x, and 2 exp(r)
@@ -39,9 +45,11 @@ template <class P> HF_INLINE typename P::V exp_minus(typename P::V x) {
     return twice * from_bits<P>((typename P::I)((Word)bits_of<P>(rounded) << F::mantissa_bits));
 }
 
-// exp(x) for any x <= 0; exactly 0 below exp_lowest.
-template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x) {
-    return exp_minus<P>(-larger(x, splat<P>(Format<typename P::Scalar>::exp_zero)));
+// 2^lift * exp(x) for any x <= 0; exactly 0 below exp_lowest(lift).
+template <class P> HF_INLINE typename P::V exp_nonpositive(typename P::V x, typename P::Int lift = 0) {
+    using T = typename P::Scalar;
+    constexpr T ln2 = T(0.693147180559945309417);
+    return exp_minus<P>(-larger(x, splat<P>(Format<T>::exp_zero - static_cast<T>(lift) * ln2)), lift);
 }
 
 // The natural logarithm of 2^exponent * x for x >= 0, in double precision, to an ulp or two; -inf for 0.

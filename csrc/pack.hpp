@@ -44,6 +44,7 @@ template <> struct Format<float> {
     static constexpr float lowest_normal = 1.17549435e-38f;
     static constexpr float exp_lowest = -86.9899673f; // -125.5 ln 2
     static constexpr float exp_zero = -87.2f;         // below, by less than ln 2
+    static constexpr int32_t lift = 32;               // see Scaling: of three factors there is room for the sum
 };
 template <> struct Format<double> {
     using Int = int64_t;
@@ -57,6 +58,7 @@ template <> struct Format<double> {
     static constexpr double lowest_normal = 2.2250738585072014e-308;
     static constexpr double exp_lowest = -708.0498449419841; // -1021.5 ln 2
     static constexpr double exp_zero = -708.3;
+    static constexpr int64_t lift = 256;
     static constexpr int exp_terms = 14;
 };
 
@@ -116,6 +118,9 @@ template <class P> HF_INLINE typename P::Scalar lowest_lane(const typename P::V&
 
 template <class P> HF_INLINE bool any_lane(const typename P::I& mask) {
     if constexpr (P::lanes == 1) return mask != 0;
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+    else if constexpr (sizeof(mask) == 64) return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#endif
     else return lowest_lane<P>(mask != 0 ? splat<P>(-1) : typename P::V{}) < 0;
 }
 

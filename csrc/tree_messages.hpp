@@ -32,7 +32,7 @@ template <class P> struct Range {
     typename P::V least_top = splat<P>(1); // of all maxima and sums: 0 if some message is zero throughout
     I lost{};                              // mask: something else rounded to zero
     I spent{};                             // bits of cancellation, summed over levels
-    I worst = splat_int<P>(bias);          // lowest (biased) exponent of the present level
+    I worst = splat_int<P>(2 * bias);      // lowest (biased) exponent of the present level
 
     HF_INLINE explicit Range(typename P::Scalar limit)
         : tiny(splat<P>(limit)), smallest(limit > 1 ? typename P::V{} : splat<P>(2)) {}
@@ -69,19 +69,31 @@ template <class P> struct Range {
         lost |= gone;
         least_top = gone != 0 ? typename P::V{} : least_top;
     }
-    HF_INLINE void next_level() {
-        spent += bias - worst;
-        worst = splat_int<P>(bias);
+    // `lifted`: the power of two that a sum of the level would have without cancellation.
+    HF_INLINE void next_level(typename P::Int lifted = 0) {
+        spent += larger<I>(bias + lifted - worst, I{});
+        worst = splat_int<P>(2 * bias);
     }
 };
 
-// Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry
-// can be in danger. If `lazy`, it then leaves them as they are, and the next level to the same question.
+// How messages are kept in the range of the type. If `lazy`, they stay as they are, and if `lift` is above 0, their
+// maxima come to lie in [2^lift, 2^(lift + 1)) instead of [1, 2): the products of strong evidence's smallest entries,
+// which would be below the range, then have most of what is above it to themselves.
+template <class P> struct Scaling {
+    bool lazy = false;
+    typename P::Int lift = 0;
+};
+
+// Normalises the messages of a level, as they come, if it has to, and watches over them unless `bound` says that no
+// non-zero entry can be in danger.
 template <class P> class LevelScale {
   public:
-    HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound, bool lazy = false)
-        : range_(range), bound_(bound), harmless_(range.harmless(bound)), lazy_(lazy && harmless_) {}
+    // `factors`: messages, themselves scaled so, that every entry is a product of.
+    HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound, Scaling<P> scaling = {}, int factors = 2)
+        : range_(range), bound_(bound), harmless_(range.harmless(bound)), lazy_(scaling.lazy), lift_(scaling.lift),
+          given_(factors * scaling.lift) {}
 
+    HF_INLINE bool lazy() const { return lazy_; }
     // n messages of q entries, one after the other.
     HF_INLINE void rescale(typename P::V* x, int64_t n, int q) {
         if (lazy_) return;
@@ -95,12 +107,13 @@ template <class P> class LevelScale {
     HF_INLINE typename P::I finish(int64_t n) {
         if (lazy_) return typename P::I{};
         range_.least_top = smaller(range_.least_top, lowest_top_);
-        range_.spent += Range<P>::bias - biased_exponent<P>(lowest_top_);
+        range_.spent +=
+            larger<typename P::I>(Range<P>::bias + given_ - biased_exponent<P>(lowest_top_), typename P::I{});
         if (!harmless_) {
             range_.smallest = smaller(range_.smallest, least_);
-            bound_ = lowest_lane<P>(least_);
+            bound_ = lowest_lane<P>(smaller(least_ * power_of_two<P>(splat_int<P>(-lift_)), splat<P>(2)));
         }
-        return total_ - static_cast<typename P::Int>(n) * Range<P>::bias;
+        return total_ - static_cast<typename P::Int>(n) * (Range<P>::bias + lift_);
     }
 
   private:
@@ -108,13 +121,14 @@ template <class P> class LevelScale {
         typename P::V top = x[0];
         for (int a = 1; a < q; ++a) top = larger(top, x[a]);
         lowest_top_ = smaller(lowest_top_, top);
-        const typename P::I e = biased_exponent<P>(top);
+        typename P::I e = biased_exponent<P>(top);
+        if (lift_ > 0) e = larger<typename P::I>(e, splat_int<P>(lift_)); // no factor is too large
         total_ += e;
-        const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias - e);
-        typename P::V mine = splat<P>(2); // a chain of its own: the next message need not wait for it
+        const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias + lift_ - e);
+        typename P::V mine = splat<P>(kAbove); // a chain of its own: the next message need not wait for it
         for (int a = 0; a < q; ++a) {
             x[a] = x[a] * factor;
-            if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(2));
+            if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(kAbove));
         }
         if constexpr (Watch) least_ = smaller(least_, mine);
     }
@@ -122,14 +136,16 @@ template <class P> class LevelScale {
     Range<P>& range_;
     typename P::Scalar& bound_;
     bool harmless_, lazy_;
+    typename P::Int lift_, given_;
     typename P::I total_{};
-    typename P::V least_ = splat<P>(2), lowest_top_ = splat<P>(1);
+    static constexpr typename P::Scalar kAbove = -Format<typename P::Scalar>::lowest; // all entries
+    typename P::V least_ = splat<P>(kAbove), lowest_top_ = splat<P>(kAbove);
 };
 
 // All messages of a level at once.
-template <class P>
-HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range, typename P::Scalar& bound) {
-    LevelScale<P> scale(range, bound);
+template <class P> HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range,
+                                                         typename P::Scalar& bound, Scaling<P> scaling = {}) {
+    LevelScale<P> scale(range, bound, scaling);
     scale.rescale(x, n, q);
     return scale.finish(n);
 }
@@ -193,14 +209,14 @@ HF_INLINE void upward_nodes(const hf_level& level, int arity, const typename P::
 
 template <class P, int S, int Q, bool Fused = false>
 HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const typename P::V* below, typename P::V* nu,
-                            typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
+                            typename P::I& total, Range<P>& range, typename P::Scalar& bound, Scaling<P> scaling = {}) {
     const int qp = Q > 0 ? Q : level.n_parents;
     const int64_t children = int64_t(S > 0 ? S : arity) * (Q > 0 ? Q : level.n_symbols);
     int64_t i = 0;
     for (; i + kNodesUp <= n; i += kNodesUp)
         upward_nodes<P, S, Q, kNodesUp, Fused>(level, arity, below + i * children, nu + i * qp);
     for (; i < n; ++i) upward_nodes<P, S, Q, 1, Fused>(level, arity, below + i * children, nu + i * qp);
-    total += rescale_level<P>(nu, n, qp, range, bound);
+    total += rescale_level<P>(nu, n, qp, range, bound, scaling);
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r'); if Causal, only
@@ -257,7 +273,7 @@ HF_INLINE void downward_nodes(const hf_level& level, int arity, const typename P
 template <class P, int S, int Q, bool Causal = false, bool Fused = false>
 HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const typename P::V* mu,
                               const typename P::V* nu_below, typename P::V* mu_below, Range<P>& range,
-                              typename P::Scalar& bound) {
+                              typename P::Scalar& bound, Scaling<P> scaling = {}) {
     const int s = S > 0 ? S : arity;
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
     const int64_t children = int64_t(s) * qc;
@@ -268,7 +284,7 @@ HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const
     for (; i < n; ++i)
         downward_nodes<P, S, Q, 1, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children,
                                                   mu_below + i * children);
-    rescale_level<P>(mu_below, n * s, qc, range, bound);
+    rescale_level<P>(mu_below, n * s, qc, range, bound, scaling);
 }
 
 // Adds to `counts` the posterior probability of every rule at each of the n nodes of a level, from their downward

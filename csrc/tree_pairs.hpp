@@ -71,6 +71,11 @@ template <class P> struct PairSquare {
     }
 };
 
+// Out of the way of what is usual.
+template <class P> HF_NOINLINE void rescale_apart(LevelScale<P>& scale, typename P::V* x, int64_t n, int q) {
+    scale.rescale(x, n, q);
+}
+
 // nu(a) = sum over the rules of a of p * nu_left(b) * nu_right(c), for U nodes side by side.
 template <class P, int Q, int U> HF_INLINE void upward_pairs(const hf_level& level, const PairSquare<P>& square,
                                                              const typename P::V* child, typename P::V* nu) {
@@ -153,13 +158,13 @@ template <int Q> constexpr int kPairsDown = Q > 0 && Q <= 4 ? 2 : 1;
 template <class P, int Q> HF_NOINLINE void upward_level_pairs(const hf_level& level, const PairSquare<P>& square,
                                                               int64_t n, const typename P::V* below, typename P::V* nu,
                                                               typename P::I& total, Range<P>& range,
-                                                              typename P::Scalar& bound, bool lazy) {
+                                                              typename P::Scalar& bound, Scaling<P> scaling) {
     const int qp = Q > 0 ? Q : level.n_parents;
     const int64_t children = 2 * int64_t(Q > 0 ? Q : level.n_symbols);
-    LevelScale<P> scale(range, bound, lazy);
+    LevelScale<P> scale(range, bound, scaling);
     const auto up = [&](int64_t i, auto nodes) {
         upward_pairs<P, Q, nodes.size>(level, square, below + i * children, nu + i * qp);
-        scale.rescale(nu + i * qp, nodes.size, qp);
+        if (!scale.lazy()) rescale_apart(scale, nu + i * qp, nodes.size, qp);
     };
     int64_t i = 0;
     for (; i + kNodesUp <= n; i += kNodesUp) up(i, Fixed<kNodesUp>());
@@ -168,15 +173,15 @@ template <class P, int Q> HF_NOINLINE void upward_level_pairs(const hf_level& le
     total += scale.finish(n);
 }
 
-template <class P, int Q> HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<P>& square,
-                                                                int64_t n, const typename P::V* mu,
-                                                                const typename P::V* nu_below, typename P::V* mu_below,
-                                                                Range<P>& range, typename P::Scalar& bound, bool lazy) {
+template <class P, int Q>
+HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<P>& square, int64_t n,
+                                      const typename P::V* mu, const typename P::V* nu_below, typename P::V* mu_below,
+                                      Range<P>& range, typename P::Scalar& bound, Scaling<P> scaling) {
     const int qp = Q > 0 ? Q : level.n_parents, qc = Q > 0 ? Q : level.n_symbols;
-    LevelScale<P> scale(range, bound, lazy);
+    LevelScale<P> scale(range, bound, scaling);
     const auto down = [&](int64_t i, auto nodes) {
         downward_pairs<P, Q, nodes.size>(square, qp, qc, mu + i * qp, nu_below + 2 * i * qc, mu_below + 2 * i * qc);
-        scale.rescale(mu_below + 2 * i * qc, 2 * nodes.size, qc);
+        if (!scale.lazy()) rescale_apart(scale, mu_below + 2 * i * qc, 2 * nodes.size, qc);
     };
     int64_t i = 0;
     for (; i + kPairsDown<Q> <= n; i += kPairsDown<Q>) down(i, Fixed<kPairsDown<Q>>());

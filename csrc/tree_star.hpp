@@ -89,12 +89,13 @@ template <class P> struct Star {
     WideNumber<P>* before; // prod_{j < i} m_j(a)
     WideNumber<P>* suffix; // prod_{j > i} m_j(a), then scratch
     int64_t group;         // nodes that know of each other: all, or those of one window
+    Scaling<P> scaling;    // of the messages below, and of those passed to them
 
-    HF_INLINE Star(const hf_model& model, V* scratch, int window)
+    HF_INLINE Star(const hf_model& model, V* scratch, int window, Scaling<P> how = {})
         : m(model), channels(Numbers<typename P::Scalar>::star(model)), n(n_nodes(model, model.filter_level)),
           q0(model.alphabets[0]), qk(model.alphabets[model.filter_level]), factor(scratch),
           before(reinterpret_cast<WideNumber<P>*>(scratch + n * q0)), suffix(before + n * q0),
-          group(window < model.filter_level ? n_nodes(model, model.filter_level - window) : 1) {}
+          group(window < model.filter_level ? n_nodes(model, model.filter_level - window) : 1), scaling(how) {}
 
     // Returns the exponent of prod_i max_a m_i(a), which no single class may reach. If Best, m_i(a) is the largest term
     // instead of the sum.
@@ -148,11 +149,12 @@ template <class P> struct Star {
 
     // mu_i(c) = sum_a pi(a) prod_{j != i} m_j(a) P_i[a, c], with j < i alone if `causal`. `see(i, weight)` is shown the
     // weight of every class, all that is known of it but what node i says.
-    template <class See> HF_INLINE void downward(V* mu, V* weight, Range<P>& range, bool causal, const See& see) {
+    template <class See>
+    HF_INLINE typename P::Scalar downward(V* mu, V* weight, Range<P>& range, bool causal, const See& see) {
         const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
         WideNumber<P>* product = suffix + q0;
-        typename P::Scalar unknown = 0; // bound: to be watched
-        LevelScale<P> scale(range, unknown);
+        typename P::Scalar bound = 0; // of the messages' entries: measured
+        LevelScale<P> scale(range, bound, {false, scaling.lift}, 0);
         for (int64_t i = n - 1; i >= 0; --i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
             for (int a = 0; a < q0; ++a) {
@@ -172,6 +174,7 @@ template <class P> struct Star {
         }
         scale.finish(n);
         range.next_level();
+        return bound;
     }
 };
 

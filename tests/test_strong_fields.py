@@ -1,0 +1,99 @@
+"""Fields so strong that products of messages leave the range of single precision: the answers stay the exact ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+import hfilter
+from hfilter import Grammar, TreeModel
+
+COMPILED = tuple(
+    name for name in ("avx512", "avx2", "portable")
+    if name in hfilter.backends() and hfilter.backends()[name].available
+)  # fmt: skip
+pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiled backend")
+ROWS = 35
+MODELS = {
+    "all pairs": lambda k: TreeModel(Grammar.published(4, 1.0, 0), 4, filter_level=k),
+    "forbidden pairs": lambda k: TreeModel(
+        Grammar.published(6, 1.0, 0, rules_per_symbol=4), 4, filter_level=k
+    ),
+    "few rules": lambda k: TreeModel(Grammar.log_normal(24, 1.0, 1, rules_per_symbol=3), 3, min(k, 3)),
+    "ambiguous": lambda k: TreeModel(Grammar.dense(5, 0.5, 2), 3, min(k, 3)),
+    "three children": lambda k: TreeModel(Grammar.random_hierarchy(4, 4, 3, arity=3, seed=0), 3, min(k, 3)),
+}  # fmt: skip
+
+
+@cache
+def fields(name: str, k: int, strength: float) -> np.ndarray:
+    """Half of the rows agree with a sequence of the model, half with none."""
+    model = MODELS[name](k)
+    rng = np.random.default_rng(5)
+    leaves = model.sample(ROWS, seed=4).leaves
+    leaves[::2] = rng.integers(model.vocab_size, size=leaves[::2].shape)
+    own = np.eye(model.vocab_size)[leaves]
+    return strength * own + strength / 6 * rng.standard_normal(own.shape)
+
+
+@pytest.mark.parametrize("k", [0, 2, 4])
+@pytest.mark.parametrize("strength", [20, 60, 150, 500])
+@pytest.mark.parametrize("name", MODELS)
+def test_single_precision_holds_strong_fields(name: str, strength: float, k: int) -> None:
+    model, h = MODELS[name](k), fields(name, k, strength)
+    exact = model.infer(log_fields=h, levels="all", dtype="float64")
+    without = model.leave_one_out(log_fields=h, dtype="float64")
+    for backend in COMPILED:
+        for n in (1, ROWS):
+            how = {"log_fields": h[:n], "backend": backend}
+            got = model.infer(levels="all", **how)
+            for d in model.existing_levels:
+                np.testing.assert_allclose(got.level(d), exact.level(d)[:n], rtol=1e-4, atol=3e-7)
+            np.testing.assert_allclose(got.log_evidence, exact.log_evidence[:n], rtol=2e-6)
+            np.testing.assert_allclose(
+                model.infer(**how).leaves, exact.leaves[:n], rtol=1e-4, atol=3e-7
+            )
+            np.testing.assert_allclose(
+                model.leave_one_out(**how), without[:n], rtol=1e-4, atol=3e-7
+            )
+            np.testing.assert_allclose(
+                model.root_posterior(**how), exact.root[:n], rtol=1e-4, atol=3e-7
+            )
+
+
+@pytest.mark.parametrize("name", ["all pairs", "forbidden pairs"])
+def test_small_beliefs_are_not_lost(name: str) -> None:
+    """Of evidence that agrees, beliefs keep their digits down to 1e-25; unlifted, messages lose some below 1e-13."""
+    model, h = MODELS[name](0), fields(name, 0, 40)[1::2]
+    exact = model.infer(log_fields=h, dtype="float64").leaves
+    assert ((exact > 0) & (exact < 1e-20)).any()
+    for backend in COMPILED:
+        got = model.infer(log_fields=h, backend=backend).leaves
+        np.testing.assert_allclose(got, exact, rtol=2e-4, atol=1e-29)
+
+
+@pytest.mark.parametrize("name", ["all pairs", "forbidden pairs", "few rules"])
+def test_rows_do_not_depend_on_strong_neighbours(name: str) -> None:
+    weak, strong = fields(name, 0, 2), fields(name, 0, 200)
+    model = MODELS[name](0)
+    mixed = np.where((np.arange(ROWS) % 17 == 3)[:, None, None], strong, weak)
+    for backend in COMPILED:
+        alone = model.infer(log_fields=weak, levels="all", backend=backend)
+        among = model.infer(log_fields=mixed, levels="all", backend=backend)
+        same = np.flatnonzero(np.arange(ROWS) % 17 != 3)
+        for d in model.existing_levels:
+            np.testing.assert_array_equal(among.level(d)[same], alone.level(d)[same])
+        np.testing.assert_array_equal(among.log_evidence[same], alone.log_evidence[same])
+        for i in (0, 3, 4, 20):
+            one = model.infer(log_fields=mixed[i : i + 1], backend=backend)
+            np.testing.assert_array_equal(one.leaves[0], among.leaves[i])
+
+
+def test_the_callers_small_numbers_stay() -> None:
+    """Within a call subnormal numbers count as zero; after it they are back."""
+    model, h = MODELS["all pairs"](0), fields("all pairs", 0, 200)
+    for backend in COMPILED:
+        model.infer(log_fields=h, backend=backend, num_threads=1)
+        assert np.float32(1e-40) * np.float32(0.5) > 0
