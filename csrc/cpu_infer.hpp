@@ -128,7 +128,7 @@ template <class P, int S> struct Passes {
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
     HF_INLINE V* root() const { return scratch + plan.at.root; }
 
-    HF_INLINE void leaves() {
+    HF_NOINLINE void leaves() {
         V* out = nu(m.depth);
         T& bound = bounds[m.depth] = T(1);
         if (!args.log_fields) load_tokens<P>(m, args, rows, out);
@@ -142,7 +142,7 @@ template <class P, int S> struct Passes {
     }
 
     // Upward to level `top`, from the leaves or from subtrees that a table knows.
-    HF_INLINE void upward(int top) {
+    HF_NOINLINE void upward(int top) {
         int level = m.depth;
         if (plan.table.height > 0) {
             if constexpr (sizeof(T) == sizeof(float)) {
@@ -162,14 +162,14 @@ template <class P, int S> struct Passes {
     }
 
     // Max-product upward, up to the root's weights; the largest of them stands for the evidence.
-    HF_INLINE void best() {
+    HF_NOINLINE void best() {
         leaves();
         for (int d = m.depth - 1; d >= m.filter_level; --d) {
             bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
             best_level<P, S>(m.levels[d], m.arity, nodes(d), nu(d + 1), nu(d), total, range, bounds[d]);
         }
         const I below = range.danger();
-        const I best = m.filter_level > 0 ? star.template upward<true>(nu(m.filter_level), star.suffix) : I{};
+        const I best = m.filter_level > 0 ? star.template upward<true>(nu(m.filter_level), star.suffix, range) : I{};
         weigh_root(below, best);
         V top = root()[0];
         for (int a = 1; a < q0; ++a) top = larger(top, root()[a]);
@@ -179,9 +179,9 @@ template <class P, int S> struct Passes {
     }
 
     // The root: its message, times the prior, is the belief; the sum is the evidence. Windows have a root each.
-    HF_INLINE void meet(bool windowed) {
+    HF_NOINLINE void meet(bool windowed) {
         const I below = range.danger();
-        const I best = m.filter_level > 0 ? star.upward(nu(m.filter_level), star.suffix) : I{};
+        const I best = m.filter_level > 0 ? star.upward(nu(m.filter_level), star.suffix, range) : I{};
         if (windowed) {
             range.spent += below & star.disagreement();
             return;
@@ -195,7 +195,7 @@ template <class P, int S> struct Passes {
     }
 
     // Downward, as deep as an output asks for.
-    HF_INLINE void downward() {
+    HF_NOINLINE void downward() {
         V* mu = scratch + plan.at.mu[0];
         V* mu_below = scratch + plan.at.mu[1];
         T bound = T(0); // not known: to be measured

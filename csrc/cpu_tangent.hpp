@@ -38,7 +38,7 @@ template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_
     passes.meet(false);
     passes.range.next_level();
     const auto size = [&](int d) { return n_nodes(m, d) * m.alphabets[d]; };
-    const auto read = [&](const void* from, int64_t n, V* to) {
+    const auto read = [&](const void* from, int64_t n, V* to) HF_NOINLINE {
         if (from) load_rows<P>(static_cast<const T*>(from), n, rows, n, to);
         else
             for (int64_t i = 0; i < n; ++i) to[i] = V{};

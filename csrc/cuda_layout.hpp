@@ -104,7 +104,7 @@ template <class P> Geometry plan_inference(const hf_model& m, const hf_infer_arg
     Geometry g{};
     InferPlan& plan = g.plan;
     plan.stride = lay_out<P>(m, call, trees, plan);
-    plan.slots = 4 * m.depth + 5;
+    plan.slots = 4 * m.depth + 6; // the last of the star's factors
     plan.phases = count_phases(m, call, trees, plan);
     const int64_t row_bytes = plan.stride * static_cast<int64_t>(sizeof(V));
     const auto state_bytes = [&](int rows, int threads) {

@@ -229,6 +229,7 @@ template <class P, int S> struct Passes {
     HF_INLINE void chunk_products() const {
         const int q0 = m.alphabets[0];
         const int64_t n = n_nodes(m, m.filter_level);
+        auto watch = new_watch();
         for (int64_t c = member; c < plan.chunks; c += members) {
             WideNumber<P>* out = wide_at(plan.chunk) + c * (q0 + 1); // one per class, and that of the largest factors
             for (int a = 0; a <= q0; ++a) out[a] = WideNumber<P>::of(splat<P>(1));
@@ -240,9 +241,11 @@ template <class P, int S> struct Passes {
                     out[a].multiply(factor[a]);
                     if constexpr (sizeof(V) <= sizeof(double)) top = larger(top, factor[a]);
                 }
+                if constexpr (Watch<P>::bounded) watch.normalising(top);
                 out[q0].multiply(top);
             }
         }
+        note(watch, plan.slots - 1);
     }
 
     // ------------------------------------------------------------------------------------ root

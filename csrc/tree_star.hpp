@@ -99,8 +99,9 @@ template <class P> struct Star {
 
     // Returns the exponent of prod_i max_a m_i(a), which no single class may reach. If Best, m_i(a) is the largest term
     // instead of the sum.
-    template <bool Best = false> HF_INLINE typename P::I upward(const V* nu, WideNumber<P>* root) {
+    template <bool Best = false> HF_INLINE typename P::I upward(const V* nu, WideNumber<P>* root, Range<P>& range) {
         WideNumber<P> best = WideNumber<P>::of(splat<P>(1));
+        V lowest = splat<P>(-Format<typename P::Scalar>::lowest); // of the nodes' largest factors
         for (int64_t i = 0; i < n; ++i) {
             const typename P::Scalar* p = channels + i * q0 * qk;
             for (int a = 0; a < q0; ++a) {
@@ -116,8 +117,11 @@ template <class P> struct Star {
             }
             V top = factor[i * q0];
             for (int a = 1; a < q0; ++a) top = larger(top, factor[i * q0 + a]);
+            lowest = smaller(lowest, top);
             best.multiply(top);
         }
+        range.normalising(lowest);
+        range.next_level(scaling.lift);
         return best.exponent;
     }
 

@@ -40,7 +40,7 @@ template <class P, int S> struct NodeRules {
 };
 
 // Adds to rho(a) the mean rate of the rules of a and what is below.
-template <class P, int S> HF_INLINE void rates_up(const NodeRules<P, S>& rules, typename P::V* rho, Range<P>& range) {
+template <class P, int S> HF_NOINLINE void rates_up(const NodeRules<P, S>& rules, typename P::V* rho, Range<P>& range) {
     for (int a = 0; a < rules.level.n_parents; ++a) {
         typename P::V total, inverse, mean;
         rules.sum(a, total, inverse, mean);
@@ -50,9 +50,9 @@ template <class P, int S> HF_INLINE void rates_up(const NodeRules<P, S>& rules, 
 }
 
 // From beliefs and their derivatives at a node to those of its children, and of the rules (`counts`, or null).
-template <class P, int S> HF_INLINE void beliefs_down(const NodeRules<P, S>& rules, const typename P::V* belief,
-                                                      const typename P::V* moved, typename P::V* belief_below,
-                                                      typename P::V* moved_below, typename P::V* counts) {
+template <class P, int S> HF_NOINLINE void beliefs_down(const NodeRules<P, S>& rules, const typename P::V* belief,
+                                                        const typename P::V* moved, typename P::V* belief_below,
+                                                        typename P::V* moved_below, typename P::V* counts) {
     using V = typename P::V;
     const hf_level& level = rules.level;
     const int s = S > 0 ? S : rules.arity, qc = level.n_symbols;
@@ -93,7 +93,7 @@ template <class P> struct StarRules {
         inverse = total > 0 ? splat<P>(1) / total : V{};
         mean = mean * inverse;
     }
-    HF_INLINE void up(V* rho_root, Range<P>& range) const {
+    HF_NOINLINE void up(V* rho_root, Range<P>& range) const {
         for (int a = 0; a < q0; ++a) {
             V total, inverse, mean;
             sum(a, total, inverse, mean);
@@ -102,7 +102,7 @@ template <class P> struct StarRules {
         }
     }
     // `pairs` (q_0, q_k): derivatives of the joint posterior, or null.
-    HF_INLINE void down(const V* belief, const V* moved, V* belief_below, V* moved_below, V* pairs) const {
+    HF_NOINLINE void down(const V* belief, const V* moved, V* belief_below, V* moved_below, V* pairs) const {
         for (int c = 0; c < qk; ++c) belief_below[c] = moved_below[c] = V{};
         for (int a = 0; a < q0; ++a) {
             V total, inverse, mean;

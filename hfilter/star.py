@@ -15,6 +15,7 @@ from .scaling import (
     SMALLEST,
     SPENT,
     TAKEN,
+    TOP,
     TOTAL,
     WORST,
     align,
@@ -24,6 +25,7 @@ from .scaling import (
     rescale,
     set_one,
     take_count,
+    take_exponent,
 )
 
 __all__ = ["star_downward", "star_root", "star_upward", "star_windows"]
@@ -72,7 +74,11 @@ def star_upward(model: FlatModel, room: Messages, group: int, best: bool, at: Li
         for a in range(1, q0):
             for lane in range(lanes):
                 top[0, lane] = max(top[0, lane], m[i * q0 + a, lane])
+        for lane in range(lanes):
+            at.value[TOP, lane] = top[0, lane]
+        take_exponent(at)
         multiply_wide(most, value, bits, power, top, 0, at)
+    next_level(at.integer)
 
 
 def star_downward(
