@@ -176,6 +176,26 @@ def levels(quick: bool) -> Iterator[Series]:
         yield Series("filter level", f"{CALLS[kind]}, q = 4, ℓ = 8", "ns a leaf", LEVELS, points)
 
 
+def strengths(quick: bool) -> Iterator[Series]:
+    """Fields that leave everything open, and such as leave nothing: products of their messages would underflow."""
+    n = 500 if quick else 4000
+    for q, rules, depth in ((4, None, 4), (6, 4, 4), (8, None, 6)):
+        model = hfilter.TreeModel(
+            hfilter.Grammar.published(q, 1.0, 0, rules_per_symbol=rules), depth
+        )
+        leaves = np.eye(q, dtype=np.float32)[model.sample(n, seed=1).leaves]
+        noise = np.random.default_rng(0).standard_normal(leaves.shape, np.float32)
+        points = []
+        for nats in (2, 10, 30, 100, 300):
+            fields = nats * leaves + max(1.0, nats / 6) * noise
+            points.append(
+                Point(f"{nats} nats", lambda m=model, h=fields: m.infer(log_fields=h, num_threads=1), float(n))
+            )  # fmt: skip
+        rest = f", {rules} of {q} rules a symbol" if rules else ""
+        title = f"{CALLS['beliefs']}, q = {q}{rest}, ℓ = {depth}"
+        yield Series("strength of the fields", title, "ns a sequence", CACHE, points)
+
+
 def arities(quick: bool) -> Iterator[Series]:
     """As many rules whatever the arity; a rule of more children is more work in proportion."""
     n = 200 if quick else 1000
@@ -253,6 +273,7 @@ def main() -> None:
     rounds, seconds = (3, 0.005) if options.quick else (5, 0.02)
     makers = {
         "depth": depths, "alphabet": alphabets, "filter level": levels, "arity": arities, "rows": row_counts,
+        "strength of the fields": strengths,
     }  # fmt: skip
     os.sched_setaffinity(0, {max(everywhere)})
     for name, make in makers.items():

@@ -7,11 +7,11 @@
 namespace HF_NAMESPACE {
 namespace {
 
-template <class P, int S>
-void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows, const Plan<P>& plan, void* scratch) {
+template <class P, int S> void choose_pack(const hf_model& m, const hf_choose_args& args, const Rows& rows,
+                                           const Plan<P>& plan, void* scratch, Scaling<P> scaling) {
     constexpr int N = P::lanes;
     using U = typename LaneType<uint32_t, N>::type;
-    Passes<P, S> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch));
+    Passes<P, S> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch), scaling);
     const bool draw = args.n_samples > 0;
     if (draw) {
         passes.upward(m.filter_level);
@@ -53,10 +53,13 @@ void choose_rows(const hf_model& m, const hf_choose_args& args, int64_t begin, i
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // trees need the messages of every level
     const Plan<P> plan(m, evidence);
+    const Scaling<P> scaling{false, args.n_samples > 0 ? plan.lift(m, evidence) : 0}; // sums alone are lifted
+    NormalNumbersAlone environment;
+    if (scaling.lift > 0) environment.enter();
     for (int64_t row = begin; row < end; row += P::lanes) {
         const Rows rows{args.evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-        if (m.arity == 2) choose_pack<P, 2>(m, args, rows, plan, scratch);
-        else choose_pack<P, 0>(m, args, rows, plan, scratch);
+        if (m.arity == 2) choose_pack<P, 2>(m, args, rows, plan, scratch, scaling);
+        else choose_pack<P, 0>(m, args, rows, plan, scratch, scaling);
     }
 }
 

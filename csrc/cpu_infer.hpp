@@ -67,9 +67,10 @@ template <class P> struct Plan {
 
     // Whether the messages that the rules of level d bring forth need no normalising as long as nothing threatens them.
     HF_INLINE bool lazy(int d) const { return squares[d].parent && !counts; }
-    // By how much messages may be lifted where something does: all of them are products of two others.
+    // By how much messages may be lifted where something does: the more, the fewer are multiplied.
     static HF_INLINE typename P::Int lift(const hf_model& m, const hf_infer_args& args) {
-        return args.log_fields && m.arity == 2 && !args.causal && args.window == 0 ? Format<T>::lift : 0;
+        if (!args.log_fields || args.causal || args.window > 0) return 0;
+        return Format<T>::room_above / (m.arity + 1);
     }
 
     // What calls need besides their layout, in bytes.
@@ -313,7 +314,7 @@ template <class P, int S> struct Passes {
                 with_alphabet<P, false>(level, [&](auto q) {
                     upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
                 });
-        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), nu(d), total, range, bounds[d]);
+        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), nu(d), total, range, bounds[d], how);
     }
 
     // And one downward, from them to their children.
@@ -331,7 +332,7 @@ template <class P, int S> struct Passes {
                 with_alphabet<P, false>(level, [&](auto q) {
                     downward_level<P, 2, q.size>(level, 2, n, mu, nu(d + 1), below, range, bound);
                 });
-        } else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound);
+        } else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound, how);
     }
 
     // The root's weights; `best` is the exponent that no class of a star may reach, `below` what was in danger before.

@@ -27,12 +27,13 @@ template <class P> struct TangentLayout {
 };
 
 template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_args& args, const Rows& rows,
-                                            const Plan<P>& plan, const TangentLayout<P>& at, void* memory) {
+                                            const Plan<P>& plan, const TangentLayout<P>& at, void* memory,
+                                            Scaling<P> scaling) {
     using V = typename P::V;
     using T = typename P::Scalar;
     const hf_infer_args& out = args.evidence;
     V* scratch = static_cast<V*>(memory);
-    Passes<P, S> passes(m, out, rows, plan, scratch);
+    Passes<P, S> passes(m, out, rows, plan, scratch, scaling);
     const int k = m.filter_level, depth = m.depth, q0 = m.alphabets[0];
     passes.upward(k);
     passes.meet(false);
@@ -130,10 +131,13 @@ void tangent_rows(const hf_model& m, const hf_tangent_args& args, int64_t begin,
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // the messages of every level are needed
     const Plan<P> plan(m, evidence);
+    const Scaling<P> scaling{false, plan.lift(m, evidence)};
+    NormalNumbersAlone environment;
+    if (scaling.lift > 0) environment.enter();
     for (int64_t row = begin; row < end; row += P::lanes) {
         const Rows rows{evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-        if (m.arity == 2) tangent_pack<P, 2>(m, args, rows, plan, at, scratch);
-        else tangent_pack<P, 0>(m, args, rows, plan, at, scratch);
+        if (m.arity == 2) tangent_pack<P, 2>(m, args, rows, plan, at, scratch, scaling);
+        else tangent_pack<P, 0>(m, args, rows, plan, at, scratch, scaling);
     }
 }
 

@@ -44,7 +44,7 @@ template <> struct Format<float> {
     static constexpr float lowest_normal = 1.17549435e-38f;
     static constexpr float exp_lowest = -86.9899673f; // -125.5 ln 2
     static constexpr float exp_zero = -87.2f;         // below, by less than ln 2
-    static constexpr int32_t lift = 32;               // see Scaling: of three factors there is room for the sum
+    static constexpr int32_t room_above = 96;         // powers of two that products may reach, see Scaling
 };
 template <> struct Format<double> {
     using Int = int64_t;
@@ -58,7 +58,7 @@ template <> struct Format<double> {
     static constexpr double lowest_normal = 2.2250738585072014e-308;
     static constexpr double exp_lowest = -708.0498449419841; // -1021.5 ln 2
     static constexpr double exp_zero = -708.3;
-    static constexpr int64_t lift = 256;
+    static constexpr int64_t room_above = 768;
     static constexpr int exp_terms = 14;
 };
 

@@ -6,7 +6,8 @@
 //
 // Words: level 0 is the root, `k` the filter level, `nu` the upward message, `mu` the downward one.
 // Every message is normalised to a maximum in [1, 2) by an exact power of two, so scaling costs no
-// accuracy; of soft evidence some are left as they are, where nothing can happen to them. What scaling
+// accuracy. Of soft evidence, processors leave some as they are, where nothing can happen to them, and
+// lift the others (Scaling), which then lose less than `tiny` and `slack` reckon with. What scaling
 // cannot repair (entries of one message more than the exponent range apart, later needed because the
 // evidence contradicts itself) is noticed and reported as HF_ROW_RANGE.
 #pragma once

@@ -144,8 +144,9 @@ template <class P> class LevelScale {
 
 // All messages of a level at once.
 template <class P> HF_INLINE typename P::I rescale_level(typename P::V* x, int64_t n, int q, Range<P>& range,
-                                                         typename P::Scalar& bound, Scaling<P> scaling = {}) {
-    LevelScale<P> scale(range, bound, scaling);
+                                                         typename P::Scalar& bound, Scaling<P> scaling = {},
+                                                         int factors = 2) {
+    LevelScale<P> scale(range, bound, scaling, factors);
     scale.rescale(x, n, q);
     return scale.finish(n);
 }
@@ -216,7 +217,7 @@ HF_INLINE void upward_level(const hf_level& level, int arity, int64_t n, const t
     for (; i + kNodesUp <= n; i += kNodesUp)
         upward_nodes<P, S, Q, kNodesUp, Fused>(level, arity, below + i * children, nu + i * qp);
     for (; i < n; ++i) upward_nodes<P, S, Q, 1, Fused>(level, arity, below + i * children, nu + i * qp);
-    total += rescale_level<P>(nu, n, qp, range, bound, scaling);
+    total += rescale_level<P>(nu, n, qp, range, bound, scaling, S > 0 ? S : arity);
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r'); if Causal, only
@@ -284,7 +285,7 @@ HF_INLINE void downward_level(const hf_level& level, int arity, int64_t n, const
     for (; i < n; ++i)
         downward_nodes<P, S, Q, 1, Causal, Fused>(level, arity, mu + i * qp, nu_below + i * children,
                                                   mu_below + i * children);
-    rescale_level<P>(mu_below, n * s, qc, range, bound, scaling);
+    rescale_level<P>(mu_below, n * s, qc, range, bound, scaling, s);
 }
 
 // Adds to `counts` the posterior probability of every rule at each of the n nodes of a level, from their downward

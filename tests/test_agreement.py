@@ -232,15 +232,17 @@ def test_token_posteriors_bit_for_bit(name: str, dtype: str, backend: str) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_field_posteriors_within_ulps(name: str, dtype: str, backend: str) -> None:
     # In single precision the kernels lift the messages of strong evidence, and lose less than the Python text: they
-    # answer to the exact numbers. What they lose is 2^-158 of the largest, brought forth by 100 bits of cancellation.
-    exact = backend in COMPILED and dtype == "float32" and build(name).arity == 2
+    # answer to the exact numbers. What they lose is 2^-126 of the largest, lifted, brought forth by 100 bits of
+    # cancellation.
+    exact = backend in COMPILED and dtype == "float32"
+    lost = 2.0 ** (100 - 126 - 96 // (build(name).arity + 1))
     want, want_evidence = by_reference(name, "float64" if exact else dtype, True)
     for n in FEW_SIZES if backend == "python" else (0, 1, 3, 8, 17, 64, LARGEST):
         got, evidence = answers(name, dtype, True, n, backend)
         for key, value in got.items():
             right = want[key][:n].astype(dtype)
             if exact:
-                right = np.where(np.abs(value - right) <= 2.0**-58, value, right)
+                right = np.where(np.abs(value - right) <= lost, value, right)
             assert ulps_apart(value, right) <= ULPS["fields"], f"{key}, n = {n}"
         got_evidence, reference = evidence.astype(dtype), want_evidence[:n].astype(dtype)
         assert ulps_apart(got_evidence, reference) <= ULPS["fields"], f"log_evidence, n = {n}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hfilter
-from hfilter import Grammar, TreeModel
+from hfilter import Grammar, TreeModel, differentiable
 
 COMPILED = tuple(
     name for name in ("avx512", "avx2", "portable")
@@ -97,3 +97,35 @@ def test_the_callers_small_numbers_stay() -> None:
     for backend in COMPILED:
         model.infer(log_fields=h, backend=backend, num_threads=1)
         assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("strength", [20, 60, 150])
+@pytest.mark.parametrize("name", MODELS)
+def test_trees_drawn_given_strong_fields(name: str, strength: float, k: int) -> None:
+    """The draws are those of double precision: the words are the same, and no weight that counts is lost."""
+    model, h = MODELS[name](k), fields(name, k, strength)
+    for backend in COMPILED:
+        how = {"log_fields": h, "n_samples": 20, "seed": 1, "backend": backend}
+        got = model.sample_posterior(**how)
+        exact = model.sample_posterior(**how, dtype="float64")
+        # A word in 2^23 or so falls between a threshold and the same in double precision.
+        assert (got.leaves != exact.leaves).any(axis=-1).sum() <= 1
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize("strength", [20, 60, 150])
+@pytest.mark.parametrize("name", MODELS)
+def test_derivatives_at_strong_fields(name: str, strength: float, k: int) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    model, h = MODELS[name](k), fields(name, k, strength)
+
+    def gradient(dtype: str, backend: str) -> np.ndarray:
+        given = torch.from_numpy(h.astype(np.float32).astype(dtype)).requires_grad_(True)
+        beliefs = differentiable.posterior(model, log_fields=given, backend=backend).leaves
+        (beliefs * torch.linspace(0, 1, beliefs.numel()).view_as(beliefs)).sum().backward()
+        return given.grad.numpy()
+
+    for backend in COMPILED:
+        exact = gradient("float64", backend)
+        np.testing.assert_allclose(gradient("float32", backend), exact, rtol=1e-3, atol=1e-5)
