@@ -14,8 +14,7 @@ template <class P, int S> void choose_pack(const hf_model& m, const hf_choose_ar
     Passes<P, S> passes(m, args.evidence, rows, plan, static_cast<typename P::V*>(scratch), scaling);
     const bool draw = args.n_samples > 0;
     if (draw) {
-        passes.upward(m.filter_level);
-        passes.meet(false);
+        rise(passes);
     } else {
         passes.best();
         if (args.log_weight) passes.store_log(passes.evidence, args.log_weight);
@@ -54,8 +53,7 @@ void choose_rows(const hf_model& m, const hf_choose_args& args, int64_t begin, i
     evidence.table_values = nullptr; // trees need the messages of every level
     const Plan<P> plan(m, evidence);
     const Scaling<P> scaling{false, args.n_samples > 0 ? plan.lift(m, evidence) : 0}; // sums alone are lifted
-    NormalNumbersAlone environment;
-    if (scaling.lift > 0) environment.enter();
+    const FlushSubnormals flush(scaling.lift > 0);
     for (int64_t row = begin; row < end; row += P::lanes) {
         const Rows rows{args.evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
         if (m.arity == 2) choose_pack<P, 2>(m, args, rows, plan, scratch, scaling);

@@ -11,6 +11,7 @@
 
 #include "exp_log.hpp"
 #include "hfilter.h"
+#include "subnormals.hpp"
 
 #include <initializer_list>
 #include <math.h>
@@ -60,20 +61,6 @@ template <class P> HF_INLINE typename P::V weight_of(typename P::V x) {
         return x < F::exp_lowest ? V{} : sum * power_of_two<P>(e);
     }
 }
-
-// Lets this thread take subnormal results for zero, as long as it lives.
-class FlushSubnormals {
-#if defined(__SSE2__)
-  public:
-    FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-    ~FlushSubnormals() { _mm_setcsr(saved_); }
-    FlushSubnormals(const FlushSubnormals&) = delete;
-    FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-
-  private:
-    unsigned saved_;
-#endif
-};
 
 // A block of questions, one in each lane.
 template <class P> struct Empirical {

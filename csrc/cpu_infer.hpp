@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cpu_fields.hpp"
-#include "subtree_table.hpp"
+#include "cpu_plan.hpp"
+#include "subnormals.hpp"
 #include "tree_choose.hpp"
-#include "tree_dense.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
@@ -21,84 +21,6 @@ template <class P> void store_beliefs(const Rows& rows, int64_t n, int q, const 
     store_rows<P>(scratch, rows, n * q, out);
     range.next_level(lifted);
 }
-
-template <class T> T smallest_positive(const T* x, int64_t n) {
-    T smallest = T(1);
-    for (int64_t i = 0; i < n; ++i) smallest = x[i] > 0 && x[i] < smallest ? x[i] : smallest;
-    return smallest;
-}
-
-// What a call needs to know of its model, besides the model itself.
-template <class P> struct Plan {
-    using T = typename P::Scalar;
-    Layout<P> at;
-    TableShape table;
-    T least[64];    // of a level's rules
-    T least_up[64]; // the same as next_bound wants it
-    T least_down[64];
-    T least_prior;             // of the root
-    bool all_pairs[64];        // whether they are all there can be
-    PairSquare<P> squares[64]; // of soft evidence, where there is one
-    int deepest;               // level that an output asks the downward pass for
-    int star_level;            // the filter level, if there is one; else none
-    bool counts;               // wanted
-    bool last_at_once;         // the last level can be had with what is asked of the leaves
-
-    Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
-        : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1), counts(args.counts != nullptr) {
-        if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
-        least_prior = smallest_positive(Numbers<T>::prior(m), m.alphabets[0]);
-        for (int d = m.filter_level; d < m.depth; ++d) {
-            least[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
-            least_up[d] = least[d] / 4;
-            least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
-            all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
-        }
-        deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
-        for (int d = 1; d <= m.depth; ++d)
-            if (args.beliefs && args.beliefs[d] && deepest < d) deepest = d;
-        if (!args.tokens || !args.table_values || sizeof(T) != sizeof(float) || args.counts ||
-            deepest > m.depth - table.height ||
-            !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
-            table.height = 0;
-        last_at_once = deepest == m.depth && squares[m.depth - 1].parent && !args.causal && !args.counts &&
-                       !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
-    }
-
-    // Whether the messages that the rules of level d bring forth need no normalising as long as nothing threatens them.
-    HF_INLINE bool lazy(int d) const { return squares[d].parent && !counts; }
-    // By how much messages may be lifted where something does: the more, the fewer are multiplied.
-    static HF_INLINE typename P::Int lift(const hf_model& m, const hf_infer_args& args) {
-        if (!args.log_fields || args.causal || args.window > 0) return 0;
-        return Format<T>::room_above / (m.arity + 1);
-    }
-
-    // What calls need besides their layout, in bytes.
-    static int64_t square_bytes(const hf_model& m, const hf_infer_args& args) {
-        int64_t bytes = 0;
-        if (args.log_fields)
-            for (int d = m.filter_level; d < m.depth; ++d)
-                if (!told_before(m, d)) bytes += PairSquare<P>::bytes(m.levels[d], m.arity);
-        return bytes;
-    }
-
-  private:
-    static bool told_before(const hf_model& m, int d) {
-        return d > m.filter_level && m.levels[d].children == m.levels[d - 1].children &&
-               Numbers<T>::prob(m.levels[d]) == Numbers<T>::prob(m.levels[d - 1]);
-    }
-    void fill_squares(const hf_model& m, char* memory) {
-        for (int d = m.filter_level; d < m.depth; ++d) {
-            if (told_before(m, d)) {
-                squares[d] = squares[d - 1];
-                continue;
-            }
-            const int64_t bytes = PairSquare<P>::bytes(m.levels[d], m.arity);
-            if (bytes > 0) squares[d].fill(m.levels[d], memory);
-            memory += bytes;
-        }
-    }
-};
 
 // The passes over one pack of rows. S as in tree_messages.hpp.
 template <class P, int S> struct Passes {
@@ -129,7 +51,7 @@ template <class P, int S> struct Passes {
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
     HF_INLINE V* root() const { return scratch + plan.at.root; }
 
-    HF_NOINLINE void leaves() {
+    HF_INLINE void leaves() {
         V* out = nu(m.depth);
         T& bound = bounds[m.depth] = T(1);
         if (!args.log_fields) load_tokens<P>(m, args, rows, out);
@@ -143,7 +65,7 @@ template <class P, int S> struct Passes {
     }
 
     // Upward to level `top`, from the leaves or from subtrees that a table knows.
-    HF_NOINLINE void upward(int top) {
+    HF_INLINE void upward(int top) {
         int level = m.depth;
         if (plan.table.height > 0) {
             if constexpr (sizeof(T) == sizeof(float)) {
@@ -163,7 +85,7 @@ template <class P, int S> struct Passes {
     }
 
     // Max-product upward, up to the root's weights; the largest of them stands for the evidence.
-    HF_NOINLINE void best() {
+    HF_INLINE void best() {
         leaves();
         for (int d = m.depth - 1; d >= m.filter_level; --d) {
             bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
@@ -180,7 +102,7 @@ template <class P, int S> struct Passes {
     }
 
     // The root: its message, times the prior, is the belief; the sum is the evidence. Windows have a root each.
-    HF_NOINLINE void meet(bool windowed) {
+    HF_INLINE void meet(bool windowed) {
         const I below = range.danger();
         const I best = m.filter_level > 0 ? star.upward(nu(m.filter_level), star.suffix, range) : I{};
         if (windowed) {
@@ -196,7 +118,7 @@ template <class P, int S> struct Passes {
     }
 
     // Downward, as deep as an output asks for.
-    HF_NOINLINE void downward() {
+    HF_INLINE void downward() {
         V* mu = scratch + plan.at.mu[0];
         V* mu_below = scratch + plan.at.mu[1];
         T bound = T(0); // not known: to be measured
@@ -360,6 +282,12 @@ template <class P, int S> struct Passes {
     }
 };
 
+// Up to the root, for those who go down in ways of their own.
+template <class P, int S> HF_NOINLINE void rise(Passes<P, S>& passes) {
+    passes.upward(passes.m.filter_level);
+    passes.meet(false);
+}
+
 // Returns false, if messages were left as they came, where some row's range is in danger: what it has spent is then to
 // be counted level by level, or a row's status would depend on its neighbours.
 template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args& args, const Rows& rows,
@@ -375,45 +303,22 @@ template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args
     return true;
 }
 
-// Counts as zero, once entered, what is below the normal range: processors take a hundred times as long over such a
-// number, and strong evidence brings forth many. Lifted messages need none of them.
-class NormalNumbersAlone {
-  public:
-    NormalNumbersAlone() = default;
-    NormalNumbersAlone(const NormalNumbersAlone&) = delete;
-    NormalNumbersAlone& operator=(const NormalNumbersAlone&) = delete;
-    void enter() {
-#if defined(__SSE2__)
-        saved_ = _mm_getcsr();
-        _mm_setcsr(saved_ | 0x8040); // results, and operands
-        entered_ = true;
-#endif
-    }
-    ~NormalNumbersAlone() {
-#if defined(__SSE2__)
-        if (entered_) _mm_setcsr(saved_);
-#endif
-    }
-
-  private:
-    [[maybe_unused]] unsigned saved_ = 0;
-    [[maybe_unused]] bool entered_ = false;
-};
-
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
     const Plan<P> plan(m, args, scratch);
-    // Messages are left as they come until there is a danger: where one is, others are near.
-    Scaling<P> scaling{plan.lazy(m.depth - 1), 0};
-    NormalNumbersAlone environment;
-    for (int64_t row = begin; row < end;) {
-        if (!scaling.lazy && scaling.lift == 0 && (scaling.lift = plan.lift(m, args)) > 0) environment.enter();
+    const auto infer = [&](int64_t row, Scaling<P> scaling) {
         const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-        const bool done = m.arity == 2 ? infer_pack<P, 2>(m, args, rows, plan, scratch, scaling)
-                                       : infer_pack<P, 0>(m, args, rows, plan, scratch, scaling);
-        if (done) row += P::lanes;
-        else scaling.lazy = false;
-    }
+        return m.arity == 2 ? infer_pack<P, 2>(m, args, rows, plan, scratch, scaling)
+                            : infer_pack<P, 0>(m, args, rows, plan, scratch, scaling);
+    };
+    int64_t row = begin;
+    // Messages are left as they come until there is a danger: where one is, others are near.
+    if (plan.lazy(m.depth - 1))
+        while (row < end && infer(row, {true, 0})) row += P::lanes;
+    if (row >= end) return;
+    const Scaling<P> scaling{false, plan.lift(m, args)};
+    const FlushSubnormals flush(scaling.lift > 0); // lifted messages need none of them
+    for (; row < end; row += P::lanes) infer(row, scaling);
 }
 
 } // namespace

@@ -35,8 +35,7 @@ template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_
     V* scratch = static_cast<V*>(memory);
     Passes<P, S> passes(m, out, rows, plan, scratch, scaling);
     const int k = m.filter_level, depth = m.depth, q0 = m.alphabets[0];
-    passes.upward(k);
-    passes.meet(false);
+    rise(passes);
     passes.range.next_level();
     const auto size = [&](int d) { return n_nodes(m, d) * m.alphabets[d]; };
     const auto read = [&](const void* from, int64_t n, V* to) HF_NOINLINE {
@@ -132,8 +131,7 @@ void tangent_rows(const hf_model& m, const hf_tangent_args& args, int64_t begin,
     evidence.table_values = nullptr; // the messages of every level are needed
     const Plan<P> plan(m, evidence);
     const Scaling<P> scaling{false, plan.lift(m, evidence)};
-    NormalNumbersAlone environment;
-    if (scaling.lift > 0) environment.enter();
+    const FlushSubnormals flush(scaling.lift > 0);
     for (int64_t row = begin; row < end; row += P::lanes) {
         const Rows rows{evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
         if (m.arity == 2) tangent_pack<P, 2>(m, args, rows, plan, at, scratch, scaling);

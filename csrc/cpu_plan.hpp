@@ -1,0 +1,90 @@
+// What a call knows in advance: of its model, of what it is asked, and how its messages are to be kept in range.
+#pragma once
+
+#include "subtree_table.hpp"
+#include "tree_dense.hpp"
+#include "tree_pairs.hpp"
+
+namespace HF_NAMESPACE {
+namespace {
+
+template <class T> T smallest_positive(const T* x, int64_t n) {
+    T smallest = T(1);
+    for (int64_t i = 0; i < n; ++i) smallest = x[i] > 0 && x[i] < smallest ? x[i] : smallest;
+    return smallest;
+}
+
+// What a call needs to know of its model, besides the model itself.
+template <class P> struct Plan {
+    using T = typename P::Scalar;
+    Layout<P> at;
+    TableShape table;
+    T least[64];    // of a level's rules
+    T least_up[64]; // the same as next_bound wants it
+    T least_down[64];
+    T least_prior;             // of the root
+    bool all_pairs[64];        // whether they are all there can be
+    PairSquare<P> squares[64]; // of soft evidence, where there is one
+    int deepest;               // level that an output asks the downward pass for
+    int star_level;            // the filter level, if there is one; else none
+    bool counts;               // wanted
+    bool last_at_once;         // the last level can be had with what is asked of the leaves
+
+    Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
+        : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1), counts(args.counts != nullptr) {
+        if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
+        least_prior = smallest_positive(Numbers<T>::prior(m), m.alphabets[0]);
+        for (int d = m.filter_level; d < m.depth; ++d) {
+            least[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
+            least_up[d] = least[d] / 4;
+            least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
+            all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
+        }
+        deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
+        for (int d = 1; d <= m.depth; ++d)
+            if (args.beliefs && args.beliefs[d] && deepest < d) deepest = d;
+        if (!args.tokens || !args.table_values || sizeof(T) != sizeof(float) || args.counts ||
+            deepest > m.depth - table.height ||
+            !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
+            table.height = 0;
+        last_at_once = deepest == m.depth && squares[m.depth - 1].parent && !args.causal && !args.counts &&
+                       !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
+    }
+
+    // Whether the messages that the rules of level d bring forth need no normalising as long as nothing threatens them.
+    HF_INLINE bool lazy(int d) const { return squares[d].parent && !counts; }
+    // By how much messages may be lifted where something does: the more, the fewer are multiplied.
+    static HF_INLINE typename P::Int lift(const hf_model& m, const hf_infer_args& args) {
+        if (!args.log_fields || args.causal || args.window > 0) return 0;
+        return Format<T>::room_above / (m.arity + 1);
+    }
+
+    // What calls need besides their layout, in bytes.
+    static int64_t square_bytes(const hf_model& m, const hf_infer_args& args) {
+        int64_t bytes = 0;
+        if (args.log_fields)
+            for (int d = m.filter_level; d < m.depth; ++d)
+                if (!told_before(m, d)) bytes += PairSquare<P>::bytes(m.levels[d], m.arity);
+        return bytes;
+    }
+
+  private:
+    static bool told_before(const hf_model& m, int d) {
+        return d > m.filter_level && m.levels[d].children == m.levels[d - 1].children &&
+               Numbers<T>::prob(m.levels[d]) == Numbers<T>::prob(m.levels[d - 1]);
+    }
+    void fill_squares(const hf_model& m, char* memory) {
+        for (int d = m.filter_level; d < m.depth; ++d) {
+            if (told_before(m, d)) {
+                squares[d] = squares[d - 1];
+                continue;
+            }
+            const int64_t bytes = PairSquare<P>::bytes(m.levels[d], m.arity);
+            if (bytes > 0) squares[d].fill(m.levels[d], memory);
+            memory += bytes;
+        }
+    }
+};
+
+} // namespace
+} // namespace HF_NAMESPACE
