@@ -52,7 +52,8 @@ class Posteriors(Door):
         -----
         HF section 2 and appendix; errors against enumeration are below 3e-6 in float32 and 1e-12 in
         float64. Evidence so contradictory that it leaves the range of the type is computed again in
-        double precision and, at last, with logarithms: never clamped.
+        double precision and, at last, with logarithms: never clamped. Given fields, a belief below the
+        smallest normal number (1.2e-38 in float32) may come as 0.
 
         Examples
         --------
