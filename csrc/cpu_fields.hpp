@@ -47,11 +47,11 @@ template <class P, int Q, class Field> struct Fields {
             return h;
         }
     }
-    // The largest of a leaf; `least` if all are below.
+    // The largest of a leaf; `least` if all are below. Never -0: what is subtracted from it leaves no -0 either.
     HF_INLINE Given top(int64_t j, Field least) const {
         Given largest = Given{} + least;
         for (int x = 0; x < q; ++x) largest = larger(largest, of(j, x));
-        return largest;
+        return largest + Field(0);
     }
     static HF_INLINE V distance(Given top, Given h) {
         return convert_lanes<V, P::lanes>(convert_lanes<Wide, P::lanes>(top) - convert_lanes<Wide, P::lanes>(h));
@@ -165,7 +165,7 @@ template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const h
             if (!scale.lazy()) { // in memory: what has an address stays there
                 typename P::V* there = out + 2 * u * q;
                 for (int x = 0; x < 2 * nodes.size * q; ++x) there[x] = leaf[x];
-                rescale_apart(scale, there, 2 * nodes.size, q);
+                rescale_apart<P, Q>(scale, there, 2 * nodes.size, q);
                 for (int x = 0; x < 2 * nodes.size * q; ++x) leaf[x] = there[x];
             }
             for (int j = 0; j < 2 * nodes.size; ++j, leaf += q) {

@@ -39,7 +39,8 @@ template <class P, int S> struct Passes {
     Star<P> star;
     typename LaneType<double, P::lanes>::type shift{};
     I total{}, invalid{};
-    T bounds[64]; // of the non-zero entries of the upward messages, by level
+    T bounds[64];     // below the non-zero entries of the upward messages, by level
+    double highs[64]; // above all of them, if some messages are left as they are
     V evidence{};
 
     HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory,
@@ -54,6 +55,7 @@ template <class P, int S> struct Passes {
     HF_INLINE void leaves() {
         V* out = nu(m.depth);
         T& bound = bounds[m.depth] = T(1);
+        highs[m.depth] = 1;
         if (!args.log_fields) load_tokens<P>(m, args, rows, out);
         else
             with_alphabet<P, true>(m.levels[m.depth - 1], [&](auto q) {
@@ -122,6 +124,7 @@ template <class P, int S> struct Passes {
         V* mu = scratch + plan.at.mu[0];
         V* mu_below = scratch + plan.at.mu[1];
         T bound = T(0); // not known: to be measured
+        double high = 2;
         int d = m.filter_level;
         if (args.window > 0 && args.window >= d) { // windows: all that is known of their tops is their laws
             d = args.window;
@@ -153,7 +156,7 @@ template <class P, int S> struct Passes {
                 count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
                                   counts + m.levels[d].first_count, range);
             if (d >= plan.deepest) break;
-            const Scaling<P> how = scaling.lazy ? leave_downward(d, bound) : scaling;
+            const Scaling<P> how = scaling.lazy ? leave_downward(d, bound, high) : scaling;
             if (in_danger()) return;
             if (!scaling.lazy) bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
             if (d + 1 == m.depth && plan.last_at_once) {
@@ -191,32 +194,38 @@ template <class P, int S> struct Passes {
     }
 
   private:
-    // Whether messages upward to level d, made of two of the level below, can stay as they are; their bound, or 0 if it
-    // is to be measured. What is to be made of them next must be safe. (In double precision, for there are no subnormal
-    // numbers in the way.)
+    // Whether messages upward to level d, made of two of the level below, can stay as they are; their bounds, or 0 if
+    // the lower one is to be measured. What is to be made of them next must be safe. (In double precision, for there
+    // are no subnormal numbers in the way.)
     HF_INLINE Scaling<P> leave_upward(int d) {
-        const double bound = double(plan.least[d]) * bounds[d + 1] * bounds[d + 1];
+        const double bound = double(plan.least[d]) * bounds[d + 1] * bounds[d + 1], high = highs[d + 1] * highs[d + 1];
         if (bound < kSafe) range.lost = ~I{};
-        const bool keep = plan.lazy(d) && d != plan.star_level &&
+        const bool keep = plan.lazy(d) && d != plan.star_level && bound >= plan.least_entry * high &&
                           (d > 0 ? plan.least[d - 1] * bound * bound : plan.least_prior * bound) >= kSafe;
         bounds[d] = keep ? static_cast<T>(bound) : T(0);
+        highs[d] = keep ? high : 2;
         return {keep, 0};
     }
-    // The same of those downward from level d, made of one with `bound` and one from below.
-    HF_INLINE Scaling<P> leave_downward(int d, T& bound) {
+    // The same of those downward from level d, made of one with these bounds and one from below.
+    HF_INLINE Scaling<P> leave_downward(int d, T& bound, double& high) {
         const double made = double(plan.least[d]) * bound * bounds[d + 1];
+        high *= highs[d + 1] * plan.most_down[d];
         if (made < kSafe) range.lost = ~I{};
-        const bool keep = plan.lazy(d) && safe_below(d + 1, made);
+        const bool keep = plan.lazy(d) && safe_below(d + 1, made, high);
         bound = keep ? static_cast<T>(made) : T(0);
+        high = keep ? high : 2;
         return {keep, 0};
     }
-    // Whether nothing made of messages to level d with this bound is in danger: at the next level or, each level having
-    // more messages to normalise than all before, at every third of them within the next three.
-    HF_INLINE bool safe_below(int d, double bound) const {
+    // Whether nothing made of messages to level d with these bounds is in danger: at the next level or, each level
+    // having more messages to normalise than all before, at every third of them within the next three.
+    HF_INLINE bool safe_below(int d, double bound, double high) const {
         for (int more = (m.depth - d) % 3 == 0 ? 3 : 1;; --more, ++d) {
-            if (bound * bounds[d] < kSafe) return false;
+            const double belief = bound * bounds[d], sum = high * highs[d] * m.alphabets[d];
+            if (bound < plan.least_entry * high || belief < kSafe || belief < sum * Format<T>::lowest_normal)
+                return false;
             if (d == m.depth || more == 0) return true;
             bound = plan.least[d] * bound * bounds[d + 1];
+            high *= highs[d + 1] * plan.most_down[d];
         }
     }
     static constexpr T kSafe = Format<T>::lowest_normal * 64;

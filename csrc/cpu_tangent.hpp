@@ -130,7 +130,7 @@ void tangent_rows(const hf_model& m, const hf_tangent_args& args, int64_t begin,
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // the messages of every level are needed
     const Plan<P> plan(m, evidence);
-    const Scaling<P> scaling{false, plan.lift(m, evidence)};
+    const Scaling<P> scaling{false, plan.lift(m, evidence, 1)};
     const FlushSubnormals flush(scaling.lift > 0);
     for (int64_t row = begin; row < end; row += P::lanes) {
         const Rows rows{evidence.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};

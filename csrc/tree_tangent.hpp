@@ -9,6 +9,7 @@
 #include "tree_choose.hpp"
 
 namespace HF_NAMESPACE {
+namespace { // templates that are not inlined stay in their object
 
 // Of one node's rules: what each carries, and its rate, the rule's own and those of the children.
 template <class P, int S> struct NodeRules {
@@ -118,4 +119,5 @@ template <class P> struct StarRules {
     }
 };
 
+} // namespace
 } // namespace HF_NAMESPACE

@@ -129,3 +129,48 @@ def test_derivatives_at_strong_fields(name: str, strength: float, k: int) -> Non
     for backend in COMPILED:
         exact = gradient("float64", backend)
         np.testing.assert_allclose(gradient("float32", backend), exact, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [2, 5, 9])
+@pytest.mark.parametrize("k", [0, 3])
+def test_every_question_is_answered_without_the_neighbours(strength: float, k: int) -> None:
+    """Rows on both sides of where messages begin to be normalised, in a tree deep enough to spend much range."""
+    model = TreeModel(Grammar.published(4, 1.0, 3), 8, filter_level=k)
+    rng = np.random.default_rng(7)
+    leaves = model.sample(32, seed=2).leaves
+    leaves[::2] = rng.integers(4, size=leaves[::2].shape)
+    h = strength * np.eye(4)[leaves] + strength / 2 * rng.standard_normal((*leaves.shape, 4))
+    among = h.copy()
+    among[::16] *= 300
+    same = np.arange(32) % 16 != 0
+    for backend in COMPILED:
+        questions = (
+            lambda x, b=backend: model.infer(log_fields=x, backend=b).leaves,
+            lambda x, b=backend: model.infer(log_fields=x, levels="all", backend=b).level(6),
+            lambda x, b=backend: model.leave_one_out(log_fields=x, backend=b),
+            lambda x, b=backend: model.next_token(log_fields=x, backend=b),
+            lambda x, b=backend: model.expected_rule_counts(
+                log_fields=x, per_sequence=True, backend=b
+            ),
+        )
+        for ask in questions:
+            np.testing.assert_array_equal(np.asarray(ask(among))[same], np.asarray(ask(h))[same])
+
+
+def test_signs_of_zero_say_nothing() -> None:
+    """A largest field that is 0 at one symbol and -0 at another: energies, and products with 0, have such."""
+    rng = np.random.default_rng(3)
+    for name, make in MODELS.items():
+        model = make(0)
+        shape = (ROWS, model.n_leaves, model.vocab_size)
+        for below in (-2.0, -200.0, -1000.0, -np.inf):
+            h = np.where(rng.random(shape) < 0.5, 0.0, below)
+            h[..., 0] = 0.0
+            signed = np.where(rng.random(shape) < 0.5, h, np.where(h == 0, -0.0, h))
+            for backend in COMPILED:
+                for dtype in ("float32", "float64"):
+                    how = {"dtype": dtype, "backend": backend}
+                    want = model.infer(log_fields=h, **how)
+                    got = model.infer(log_fields=signed, **how)
+                    np.testing.assert_array_equal(got.leaves, want.leaves, err_msg=name)
+                    np.testing.assert_array_equal(got.log_evidence, want.log_evidence)
