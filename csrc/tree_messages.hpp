@@ -127,10 +127,11 @@ template <class P> class LevelScale {
         const typename P::V factor = power_of_two<P>(Format<typename P::Scalar>::bias + lift_ - e);
         typename P::V mine = splat<P>(kAbove); // a chain of its own: the next message need not wait for it
         for (int a = 0; a < q; ++a) {
-            x[a] = x[a] * factor;
             if constexpr (Watch) mine = smaller(mine, x[a] > 0 ? x[a] : splat<P>(kAbove));
+            x[a] = x[a] * factor;
         }
-        if constexpr (Watch) least_ = smaller(least_, mine);
+        // Of lifted messages a product may be in range and its share of the maximum not: 0 is the least then.
+        if constexpr (Watch) least_ = smaller(least_, mine * factor);
     }
 
     Range<P>& range_;

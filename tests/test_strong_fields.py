@@ -174,3 +174,26 @@ def test_signs_of_zero_say_nothing() -> None:
                     got = model.infer(log_fields=signed, **how)
                     np.testing.assert_array_equal(got.leaves, want.leaves, err_msg=name)
                     np.testing.assert_array_equal(got.log_evidence, want.log_evidence)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_contradictions_of_any_strength(dtype: str, k: int) -> None:
+    """Copies that evidence contradicts: what is lost at any step must be found out, or there is nothing left."""
+    model = TreeModel(Grammar.broadcast(2, 1.0), 3, filter_level=k)
+    rng = np.random.default_rng(1)
+    strength = np.linspace(5, 1200, 400)[:, None, None]
+    own = np.eye(2)[rng.integers(2, size=(400, 8))]
+    h = strength * (own + 0.05 * rng.standard_normal(own.shape))
+    # One symbol everywhere: the evidence is a sum of two terms.
+    terms = h.sum(axis=1) + np.log(model.root_prior)
+    exact = np.logaddexp(terms[:, 0], terms[:, 1])
+    for backend in COMPILED:
+        got = model.infer(log_fields=h, dtype=dtype, backend=backend)
+        np.testing.assert_allclose(
+            got.log_evidence, exact, rtol=2e-6 if dtype == "float32" else 1e-12
+        )
+        root = np.exp(terms - exact[:, None])
+        np.testing.assert_allclose(
+            got.root, root, rtol=0, atol=2e-4 if dtype == "float32" else 1e-9
+        )
