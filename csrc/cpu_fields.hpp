@@ -162,12 +162,7 @@ template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const h
             typename P::V known[size], *leaf = Q > 0 ? known : out + 2 * u * q;
             downward_pairs<P, Q, nodes.size>(square, level.n_parents, q, mu + (i + u) * level.n_parents,
                                              nu + 2 * (i + u) * q, leaf);
-            if (!scale.lazy()) { // in memory: what has an address stays there
-                typename P::V* there = out + 2 * u * q;
-                for (int x = 0; x < 2 * nodes.size * q; ++x) there[x] = leaf[x];
-                rescale_apart<P, Q>(scale, there, 2 * nodes.size, q);
-                for (int x = 0; x < 2 * nodes.size * q; ++x) leaf[x] = there[x];
-            }
+            scale.rescale(leaf, 2 * nodes.size, q);
             for (int j = 0; j < 2 * nodes.size; ++j, leaf += q) {
                 if (!without)
                     for (int x = 0; x < q; ++x) leaf[x] = nu[2 * (i + u) * q + j * q + x] * leaf[x];

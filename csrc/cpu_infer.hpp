@@ -39,8 +39,7 @@ template <class P, int S> struct Passes {
     Star<P> star;
     typename LaneType<double, P::lanes>::type shift{};
     I total{}, invalid{};
-    T bounds[64];     // below the non-zero entries of the upward messages, by level
-    double highs[64]; // above all of them, if some messages are left as they are
+    T bounds[64]; // of the non-zero entries of the upward messages, by level
     V evidence{};
 
     HF_INLINE Passes(const hf_model& model, const hf_infer_args& call, const Rows& r, const Plan<P>& p, V* memory,
@@ -55,7 +54,6 @@ template <class P, int S> struct Passes {
     HF_INLINE void leaves() {
         V* out = nu(m.depth);
         T& bound = bounds[m.depth] = T(1);
-        highs[m.depth] = 1;
         if (!args.log_fields) load_tokens<P>(m, args, rows, out);
         else
             with_alphabet<P, true>(m.levels[m.depth - 1], [&](auto q) {
@@ -80,9 +78,8 @@ template <class P, int S> struct Passes {
         } else leaves();
         if (in_danger()) return; // strong evidence: what would follow takes long
         for (int d = level - 1; d >= top; --d) {
-            const Scaling<P> how = scaling.lazy ? leave_upward(d) : scaling;
-            if (!scaling.lazy) bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
-            upward_from(d, nodes(d), how);
+            bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
+            upward_from(d, nodes(d));
         }
     }
 
@@ -124,7 +121,6 @@ template <class P, int S> struct Passes {
         V* mu = scratch + plan.at.mu[0];
         V* mu_below = scratch + plan.at.mu[1];
         T bound = T(0); // not known: to be measured
-        double high = 2;
         int d = m.filter_level;
         if (args.window > 0 && args.window >= d) { // windows: all that is known of their tops is their laws
             d = args.window;
@@ -140,7 +136,7 @@ template <class P, int S> struct Passes {
         } else {
             const T one = power_of_two<Pack<T, 1>>(scaling.lift);
             for (int a = 0; a < q0; ++a) mu[a] = splat<P>(prior[a] * one);
-            bound = plan.least_prior;
+            bound = smallest_positive(prior, q0);
         }
         V* counts = scratch + plan.at.counts;
         if (args.counts)
@@ -156,17 +152,15 @@ template <class P, int S> struct Passes {
                 count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
                                   counts + m.levels[d].first_count, range);
             if (d >= plan.deepest) break;
-            const Scaling<P> how = scaling.lazy ? leave_downward(d, bound, high) : scaling;
-            if (in_danger()) return;
-            if (!scaling.lazy) bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
+            bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
             if (d + 1 == m.depth && plan.last_at_once) {
                 with_alphabet<P, true>(m.levels[d], [&](auto size) {
                     last_level<P, size.size>(m, args, rows, plan.squares[d], mu, nu(d + 1), mu_below, range, bound,
-                                             how);
+                                             at(d));
                 });
                 return;
             }
-            downward_from(d, n, mu, mu_below, bound, how);
+            downward_from(d, n, mu, mu_below, bound);
             V* swap = mu;
             mu = mu_below;
             mu_below = swap;
@@ -194,76 +188,44 @@ template <class P, int S> struct Passes {
     }
 
   private:
-    // Whether messages upward to level d, made of two of the level below, can stay as they are; their bounds, or 0 if
-    // the lower one is to be measured. What is to be made of them next must be safe. (In double precision, for there
-    // are no subnormal numbers in the way.)
-    HF_INLINE Scaling<P> leave_upward(int d) {
-        const double bound = double(plan.least[d]) * bounds[d + 1] * bounds[d + 1], high = highs[d + 1] * highs[d + 1];
-        if (bound < kSafe) range.lost = ~I{};
-        const bool keep = plan.lazy(d) && d != plan.star_level && bound >= plan.least_entry * high &&
-                          (d > 0 ? plan.least[d - 1] * bound * bound : plan.least_prior * bound) >= kSafe;
-        bounds[d] = keep ? static_cast<T>(bound) : T(0);
-        highs[d] = keep ? high : 2;
-        return {keep, 0};
-    }
-    // The same of those downward from level d, made of one with these bounds and one from below.
-    HF_INLINE Scaling<P> leave_downward(int d, T& bound, double& high) {
-        const double made = double(plan.least[d]) * bound * bounds[d + 1];
-        high *= highs[d + 1] * plan.most_down[d];
-        if (made < kSafe) range.lost = ~I{};
-        const bool keep = plan.lazy(d) && safe_below(d + 1, made, high);
-        bound = keep ? static_cast<T>(made) : T(0);
-        high = keep ? high : 2;
-        return {keep, 0};
-    }
-    // Whether nothing made of messages to level d with these bounds is in danger: at the next level or, each level
-    // having more messages to normalise than all before, at every third of them within the next three.
-    HF_INLINE bool safe_below(int d, double bound, double high) const {
-        for (int more = (m.depth - d) % 3 == 0 ? 3 : 1;; --more, ++d) {
-            const double belief = bound * bounds[d], sum = high * highs[d] * m.alphabets[d];
-            if (bound < plan.least_entry * high || belief < kSafe || belief < sum * Format<T>::lowest_normal)
-                return false;
-            if (d == m.depth || more == 0) return true;
-            bound = plan.least[d] * bound * bounds[d + 1];
-            high *= highs[d + 1] * plan.most_down[d];
-        }
-    }
-    static constexpr T kSafe = Format<T>::lowest_normal * 64;
+    // How the messages that the rules of level d bring forth are kept.
+    HF_INLINE Scaling<P> at(int d) const { return {scaling.lazy && plan.lazy(d), scaling.lift}; }
     // One level upward, to the n nodes of level d, in the way that suits its rules and the evidence.
-    HF_INLINE void upward_from(int d, int64_t n, Scaling<P> how) {
+    HF_INLINE void upward_from(int d, int64_t n) {
         const hf_level& level = m.levels[d];
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
                     upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), nu(d), total, range, bounds[d],
-                                                  how);
+                                                  at(d));
                 });
             else if (args.log_fields)
-                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d], how);
+                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d], at(d));
             else if (plan.all_pairs[d]) upward_all_pairs<P, 4>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
                     upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
                 });
-        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), nu(d), total, range, bounds[d], how);
+        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), nu(d), total, range, bounds[d], at(d));
     }
 
     // And one downward, from them to their children.
-    HF_INLINE void downward_from(int d, int64_t n, const V* mu, V* below, T& bound, Scaling<P> how) {
+    HF_INLINE void downward_from(int d, int64_t n, const V* mu, V* below, T& bound) {
         const hf_level& level = m.levels[d];
         if (args.causal) return downward_level<P, S, 0, true>(level, m.arity, n, mu, nu(d + 1), below, range, bound);
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
-                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound, how);
+                    downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound,
+                                                    at(d));
                 });
             else if (args.log_fields)
-                downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound, how);
+                downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound, at(d));
             else
                 with_alphabet<P, false>(level, [&](auto q) {
                     downward_level<P, 2, q.size>(level, 2, n, mu, nu(d + 1), below, range, bound);
                 });
-        } else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound, how);
+        } else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound, at(d));
     }
 
     // The root's weights; `best` is the exponent that no class of a star may reach, `below` what was in danger before.
@@ -304,6 +266,7 @@ template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args
     Passes<P, S> passes(m, args, rows, plan, static_cast<typename P::V*>(scratch), scaling);
     const bool windowed = args.window > 0;
     passes.upward(windowed && args.window > m.filter_level ? args.window : m.filter_level);
+    if (passes.in_danger()) return false;
     if (!(windowed && args.window >= m.filter_level)) passes.meet(windowed);
     if (plan.deepest > 0 || args.counts) passes.downward();
     if (passes.in_danger()) return false;

@@ -19,30 +19,20 @@ template <class P> struct Plan {
     using T = typename P::Scalar;
     Layout<P> at;
     TableShape table;
-    T least[64];    // of a level's rules
-    T least_up[64]; // the same as next_bound wants it
+    T least_up[64]; // of a level's rules, as next_bound wants it
     T least_down[64];
-    T least_prior;             // of the root
-    double most_down[64];      // given fields: what the rules of one child sum up to, at most
-    double least_entry;        // relative to its largest, of a message that is left as it is
     bool all_pairs[64];        // whether they are all there can be
     PairSquare<P> squares[64]; // of soft evidence, where there is one
     int deepest;               // level that an output asks the downward pass for
     int star_level;            // the filter level, if there is one; else none
-    bool may_leave;            // messages as they are, at all
+    bool counts;               // wanted
     bool last_at_once;         // the last level can be had with what is asked of the leaves
 
     Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
-        : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1),
-          may_leave(!args.counts && !args.causal && args.window == 0) {
+        : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1), counts(args.counts != nullptr) {
         if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
-        // Once lifted, it would be above what the watch takes for a danger, so that a row's status is that of either
-        // way.
-        least_entry = static_cast<double>(Numbers<T>::tiny(m)) * power_of_two<Pack<double, 1>>(-lift(m, args));
-        least_prior = smallest_positive(Numbers<T>::prior(m), m.alphabets[0]);
         for (int d = m.filter_level; d < m.depth; ++d) {
-            least[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules);
-            least_up[d] = least[d] / 4;
+            least_up[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules) / 4;
             least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
             all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
         }
@@ -57,8 +47,8 @@ template <class P> struct Plan {
                        !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
     }
 
-    // Whether the messages that the rules of level d bring forth need no normalising as long as nothing threatens them.
-    HF_INLINE bool lazy(int d) const { return squares[d].parent && may_leave; }
+    // Whether messages of level d need no normalising as long as nothing threatens them: nobody counts on it.
+    HF_INLINE bool lazy(int d) const { return squares[d].parent && d != star_level && !counts; }
     // By how much messages may be lifted where something does: the more, the fewer are multiplied; `more` than those of
     // a rule's children.
     static HF_INLINE typename P::Int lift(const hf_model& m, const hf_infer_args& args, int more = 0) {
@@ -84,23 +74,12 @@ template <class P> struct Plan {
         for (int d = m.filter_level; d < m.depth; ++d) {
             if (told_before(m, d)) {
                 squares[d] = squares[d - 1];
-                most_down[d] = most_down[d - 1];
                 continue;
             }
             const int64_t bytes = PairSquare<P>::bytes(m.levels[d], m.arity);
             if (bytes > 0) squares[d].fill(m.levels[d], memory);
-            most_down[d] = squares[d].parent ? most_of_a_child(m.levels[d]) : m.alphabets[d];
             memory += bytes;
         }
-    }
-    static double most_of_a_child(const hf_level& level) {
-        double sum[2 * PairSquare<P>::kLargest] = {}, most = 0;
-        for (int child = 0; child < 2 * level.n_rules; ++child) {
-            double& mine = sum[child % 2 * PairSquare<P>::kLargest + level.children[child]];
-            mine += Numbers<T>::prob(level)[child / 2];
-            most = larger(most, mine);
-        }
-        return most * (1 + 1e-6); // in any order of adding
     }
 };
 

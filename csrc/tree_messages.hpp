@@ -76,24 +76,23 @@ template <class P> struct Range {
     }
 };
 
-// How messages are kept in the range of the type. If `lazy`, they stay as they are, and if `lift` is above 0, their
-// maxima come to lie in [2^lift, 2^(lift + 1)) instead of [1, 2): the products of strong evidence's smallest entries,
-// which would be below the range, then have most of what is above it to themselves.
+// How messages are kept in the range of the type. If `lazy`, they stay as they are where nothing threatens them, and
+// if `lift` is above 0, their maxima come to lie in [2^lift, 2^(lift + 1)) instead of [1, 2): the products of strong
+// evidence's smallest entries, which would be below the range, then have most of what is above it to themselves.
 template <class P> struct Scaling {
     bool lazy = false;
     typename P::Int lift = 0;
 };
 
-// Normalises the messages of a level, as they come, if it has to, and watches over them unless `bound` says that no
-// non-zero entry can be in danger.
+// Normalises the messages of a level, as they come, and watches over them unless `bound` says that no non-zero entry
+// can be in danger. If `lazy`, it then leaves them as they are, and the next level to the same question.
 template <class P> class LevelScale {
   public:
     // `factors`: messages, themselves scaled so, that every entry is a product of.
     HF_INLINE LevelScale(Range<P>& range, typename P::Scalar& bound, Scaling<P> scaling = {}, int factors = 2)
-        : range_(range), bound_(bound), harmless_(range.harmless(bound)), lazy_(scaling.lazy), lift_(scaling.lift),
-          given_(factors * scaling.lift) {}
+        : range_(range), bound_(bound), harmless_(range.harmless(bound)), lazy_(scaling.lazy && harmless_),
+          lift_(scaling.lift), given_(factors * scaling.lift) {}
 
-    HF_INLINE bool lazy() const { return lazy_; }
     // n messages of q entries, one after the other.
     HF_INLINE void rescale(typename P::V* x, int64_t n, int q) {
         if (lazy_) return;

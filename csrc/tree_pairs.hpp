@@ -71,11 +71,6 @@ template <class P> struct PairSquare {
     }
 };
 
-// Out of the way of what is usual.
-template <class P, int Q> HF_NOINLINE void rescale_apart(LevelScale<P>& scale, typename P::V* x, int64_t n, int q) {
-    scale.rescale(x, n, Q > 0 ? Q : q);
-}
-
 // nu(a) = sum over the rules of a of p * nu_left(b) * nu_right(c), for U nodes side by side.
 template <class P, int Q, int U> HF_INLINE void upward_pairs(const hf_level& level, const PairSquare<P>& square,
                                                              const typename P::V* child, typename P::V* nu) {
@@ -164,7 +159,7 @@ template <class P, int Q> HF_NOINLINE void upward_level_pairs(const hf_level& le
     LevelScale<P> scale(range, bound, scaling);
     const auto up = [&](int64_t i, auto nodes) {
         upward_pairs<P, Q, nodes.size>(level, square, below + i * children, nu + i * qp);
-        if (!scale.lazy()) rescale_apart<P, Q>(scale, nu + i * qp, nodes.size, qp);
+        scale.rescale(nu + i * qp, nodes.size, qp);
     };
     int64_t i = 0;
     for (; i + kNodesUp <= n; i += kNodesUp) up(i, Fixed<kNodesUp>());
@@ -181,7 +176,7 @@ HF_NOINLINE void downward_level_pairs(const hf_level& level, const PairSquare<P>
     LevelScale<P> scale(range, bound, scaling);
     const auto down = [&](int64_t i, auto nodes) {
         downward_pairs<P, Q, nodes.size>(square, qp, qc, mu + i * qp, nu_below + 2 * i * qc, mu_below + 2 * i * qc);
-        if (!scale.lazy()) rescale_apart<P, Q>(scale, mu_below + 2 * i * qc, 2 * nodes.size, qc);
+        scale.rescale(mu_below + 2 * i * qc, 2 * nodes.size, qc);
     };
     int64_t i = 0;
     for (; i + kPairsDown<Q> <= n; i += kPairsDown<Q>) down(i, Fixed<kPairsDown<Q>>());
