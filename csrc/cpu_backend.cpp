@@ -39,17 +39,20 @@ void sample(const hf_model* m, const hf_sample_args* args, int64_t begin, int64_
 
 // ----------------------------------------------------------------------------------- inference
 
-template <class P> size_t layout_bytes(const hf_model& m, const hf_infer_args& args) {
-    return static_cast<size_t>(Layout<P>(m, args).size) * sizeof(typename P::V) +
-           static_cast<size_t>(Plan<P>::square_bytes(m, args));
+template <class P> size_t layout_bytes(const hf_model& m, const hf_infer_args& args, bool whole) {
+    return static_cast<size_t>(Layout<P>(m, args, whole).size) * sizeof(typename P::V);
+}
+template <class P> size_t infer_bytes(const hf_model& m, const hf_infer_args& args) {
+    return layout_bytes<P>(m, args, false) + static_cast<size_t>(Plan<P>::square_bytes(m, args));
 }
 
 size_t infer_scratch(const hf_model* m, const hf_infer_args* args, int32_t narrow) {
     using Wide = Pack<float, kLanes32>;
-    if (args->value_bytes == 4)
-        return narrow ? layout_bytes<Pack<float, 1>>(*m, *args)
-                      : larger(layout_bytes<Wide>(*m, *args), parse_packs<Wide>(*m) * sizeof(Wide::V));
-    return narrow ? layout_bytes<Pack<double, 1>>(*m, *args) : layout_bytes<Pack<double, kLanes64>>(*m, *args);
+    if (args->value_bytes == 8)
+        return narrow ? infer_bytes<Pack<double, 1>>(*m, *args) : infer_bytes<Pack<double, kLanes64>>(*m, *args);
+    if (narrow) return infer_bytes<Pack<float, 1>>(*m, *args);
+    const int64_t parse = asks_one_out_alone(*m, *args) ? parse_packs<Wide>(*m) : 0;
+    return larger(infer_bytes<Wide>(*m, *args), static_cast<size_t>(parse) * sizeof(Wide::V));
 }
 
 void infer(const hf_model* m, const hf_infer_args* args, int64_t begin, int64_t end, int32_t narrow, void* scratch) {
@@ -60,6 +63,15 @@ void infer(const hf_model* m, const hf_infer_args* args, int64_t begin, int64_t 
         if (narrow) infer_rows<Pack<double, 1>>(*m, *args, begin, end, scratch);
         else infer_rows<Pack<double, kLanes64>>(*m, *args, begin, end, scratch);
     }
+}
+
+size_t choose_scratch(const hf_model* m, const hf_choose_args* args, int32_t narrow) {
+    const hf_infer_args& evidence = args->evidence;
+    if (evidence.value_bytes == 4)
+        return narrow ? layout_bytes<Pack<float, 1>>(*m, evidence, true)
+                      : layout_bytes<Pack<float, kLanes32>>(*m, evidence, true);
+    return narrow ? layout_bytes<Pack<double, 1>>(*m, evidence, true)
+                  : layout_bytes<Pack<double, kLanes64>>(*m, evidence, true);
 }
 
 void choose(const hf_model* m, const hf_choose_args* args, int64_t begin, int64_t end, int32_t narrow, void* scratch) {
@@ -119,8 +131,8 @@ void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
 
 extern "C" __attribute__((visibility("hidden"))) const hf_backend* HF_JOIN(hf_backend_, HF_ISA)(void) {
     using namespace HF_NAMESPACE;
-    static const hf_backend table = {
-        HF_ABI_VERSION,  HF_STRING(HF_ISA), sample_scratch, infer_scratch, sample,     infer,        choose,
-        tangent_scratch, tangent,           kLanes32,       kLanes64,      table_size, fill_scratch, fill};
+    static const hf_backend table = {HF_ABI_VERSION, HF_STRING(HF_ISA), sample_scratch, infer_scratch,   sample,
+                                     infer,          choose_scratch,    choose,         tangent_scratch, tangent,
+                                     kLanes32,       kLanes64,          table_size,     fill_scratch,    fill};
     return &table;
 }

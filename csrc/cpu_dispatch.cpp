@@ -241,13 +241,13 @@ int32_t hf_choose(const hf_backend* b, const hf_model* m, const hf_choose_args* 
     const hf_infer_args& evidence = args->evidence;
     if (evidence.n == 0) return HF_OK;
     return guarded([&] {
-        const size_t wide = b->infer_scratch(m, &evidence, 0);
+        const size_t wide = b->choose_scratch(m, args, 0);
         const int32_t narrow = wide > kWideScratchLimit || evidence.n == 1;
         const int64_t cost = row_cost(*m) * (1 + 2 * std::max<int64_t>(args->n_samples, 1)); // a rule is walked twice
         const int32_t threads = evidence.n <= kSmallWork / cost ? 1 : num_threads;
         const int32_t lanes = evidence.value_bytes == 4 ? b->lanes32 : b->lanes64;
         return over_threads(
-            evidence.n, block_rows(cost, lanes), narrow ? b->infer_scratch(m, &evidence, 1) : wide, threads,
+            evidence.n, block_rows(cost, lanes), narrow ? b->choose_scratch(m, args, 1) : wide, threads,
             [&](int64_t begin, int64_t end, void* scratch) { b->choose(m, args, begin, end, narrow, scratch); });
     });
 }

@@ -27,23 +27,24 @@ template <class P, int Q, class Field> struct Fields {
     static constexpr bool as_they_are = sizeof(Field) == sizeof(T);
     const Field* values;
     const Rows& rows;
-    int64_t n;
+    int64_t n, stride; // of leaves
     int q;
     V* nu; // where messages will be; before that, what was read of their leaves
 
-    HF_INLINE Fields(const hf_model& m, const hf_infer_args& args, const Rows& r, V* out)
-        : values(static_cast<const Field*>(args.log_fields)), rows(r), n(n_nodes(m, m.depth)),
-          q(Q > 0 ? Q : m.alphabets[m.depth]), nu(out) {}
+    HF_INLINE Fields(const hf_model& m, const hf_infer_args& args, const Rows& r, Leaves leaves, V* out)
+        : rows(r), n(leaves.n), stride(n_nodes(m, m.depth)), q(Q > 0 ? Q : m.alphabets[m.depth]), nu(out) {
+        values = static_cast<const Field*>(args.log_fields) + leaves.first * q;
+    }
 
     // Those of leaves j to end, to be asked for.
     HF_INLINE void read(int64_t j, int64_t end) const {
-        if constexpr (as_they_are) load_rows<P>(values + j * q, n * q, rows, (end - j) * q, nu + j * q);
+        if constexpr (as_they_are) load_rows<P>(values + j * q, stride * q, rows, (end - j) * q, nu + j * q);
     }
     HF_INLINE Given of(int64_t j, int x) const {
         if constexpr (as_they_are) return nu[j * q + x];
         else {
             Given h{};
-            for (int l = 0; l < P::lanes; ++l) reinterpret_cast<Field*>(&h)[l] = values[rows(l) * n * q + j * q + x];
+            for (int l = 0; l < P::lanes; ++l) reinterpret_cast<Field*>(&h)[l] = values[(rows(l) * stride + j) * q + x];
             return h;
         }
     }
@@ -58,14 +59,14 @@ template <class P, int Q, class Field> struct Fields {
     }
 };
 
-// Fields so far apart that a message has zeros. Returns how far the finite ones are from the largest of their leaf.
+// Fields so far apart that a message has zeros. Returns how far the finite ones are from the largest of their leaf;
+// `shift` has the sum of these added.
 template <class P, int Q, class Field>
 HF_NOINLINE typename P::V load_far_fields(const Fields<P, Q, Field>& fields, typename P::Int lift,
                                           typename LaneType<double, P::lanes>::type& shift) {
     using F = Fields<P, Q, Field>;
     const Field infinity = static_cast<Field>(__builtin_inf());
     typename P::V farthest{};
-    shift = typename F::Doubles{};
     fields.read(0, fields.n);
     for (int64_t j = 0; j < fields.n; ++j) {
         typename F::Given top = fields.top(j, -infinity);
@@ -85,21 +86,24 @@ HF_NOINLINE typename P::V load_far_fields(const Fields<P, Q, Field>& fields, typ
 // Fields become numbers relative to the largest of their leaf, which goes into the log-evidence; the largest is
 // 2^lift then.
 template <class P, int Q, class Field>
-HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu,
-                             typename P::Int lift, typename LaneType<double, P::lanes>::type& shift, Range<P>& range,
-                             typename P::Scalar& bound, typename P::I& invalid) {
+HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const Rows& rows, Leaves leaves,
+                             typename P::V* nu, typename P::Int lift, typename LaneType<double, P::lanes>::type& shift,
+                             Range<P>& range, typename P::Scalar& bound, typename P::I& invalid) {
     using V = typename P::V;
     using T = typename P::Scalar;
     using F = Fields<P, Q, Field>;
-    const F fields(m, args, rows, nu);
+    const F fields(m, args, rows, leaves, nu);
     const int64_t n = fields.n;
     const int q = fields.q;
     const int64_t together = kValuesTogether > q ? kValuesTogether / q : 1; // leaves read at a time
-    const Field* next = rows.first + 2 * P::lanes <= args.n ? fields.values + (rows.first + P::lanes) * n * q : nullptr;
-    const T* answer = static_cast<const T*>(leaf_answer(m, args)); // asked for long before it is written to
-    if (answer) answer = rows.count == P::lanes ? answer + rows.first * n * q : nullptr;
+    // What lies together is asked for long before it is read, or written to.
+    const bool whole = n == fields.stride;
+    const Field* next =
+        whole && rows.first + 2 * P::lanes <= args.n ? fields.values + (rows.first + P::lanes) * n * q : nullptr;
+    const T* answer = static_cast<const T*>(leaf_answer(m, args));
+    if (answer) answer = whole && rows.count == P::lanes ? answer + rows.first * n * q : nullptr;
     V farthest{}; // from the largest field of the leaf
-    typename F::Doubles tops{};
+    typename F::Doubles tops = shift;
     for (int64_t j = 0; j < n;) {
         const int64_t end = j + 2 * together <= n ? j + together : n;
         fields.read(j, end);
@@ -116,12 +120,12 @@ HF_NOINLINE void load_fields(const hf_model& m, const hf_infer_args& args, const
             }
         }
     }
-    shift = tops;
-    invalid = as_mask<P>(farthest != farthest);
+    invalid |= as_mask<P>(farthest != farthest);
     farthest = farthest == farthest ? farthest : V{};
     // Something became zero? If it was finite, only too far below for the type, it must not pass for impossible.
     const T lowest = exp_lowest<T>(lift);
     if (lowest_lane<P>(-farthest) < lowest) farthest = load_far_fields(fields, lift, shift);
+    else shift = tops;
     range.lost |= as_mask<P>(-farthest < splat<P>(lowest));
     const V least = exp_nonpositive<P>(-farthest, lift), scale = power_of_two<P>(splat_int<P>(-lift));
     range.watch(least);
@@ -143,15 +147,15 @@ template <class P> HF_INLINE typename P::V normalise_soft(typename P::V* x, int 
 // The last level downward, a few nodes at a time from the messages of their parents `mu` to what is stored of their
 // leaves. `out` is room for the messages of a level.
 template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const hf_infer_args& args, const Rows& rows,
-                                                      const PairSquare<P>& square, const typename P::V* mu,
+                                                      Leaves all, const PairSquare<P>& square, const typename P::V* mu,
                                                       const typename P::V* nu, typename P::V* out, Range<P>& range,
                                                       typename P::Scalar& bound, Scaling<P> scaling) {
     using T = typename P::Scalar;
     const hf_level& level = m.levels[m.depth - 1];
-    const int64_t n = n_nodes(m, m.depth - 1);
     const int q = Q > 0 ? Q : level.n_symbols;
+    const int64_t n = all.n / 2, stride = n_nodes(m, m.depth) * q;
     const bool without = args.leave_one_out != nullptr;
-    T* to = static_cast<T*>(leaf_answer(m, args));
+    T* to = static_cast<T*>(leaf_answer(m, args)) + all.first * q;
     const int64_t together = kValuesTogether > 2 * q ? kValuesTogether / (2 * q) : 1; // nodes
     LevelScale<P> scale(range, bound, scaling);
     typename P::V least = splat<P>(-Format<T>::lowest); // of the sums
@@ -174,7 +178,7 @@ template <class P, int Q> HF_NOINLINE void last_level(const hf_model& m, const h
         int64_t u = 0;
         for (; i + u + kPairsDown<Q> <= end; u += kPairsDown<Q>) down(u, Fixed<kPairsDown<Q>>());
         if (i + u < end) down(u, Fixed<1>());
-        store_rows<P>(out, rows, 2 * n * q, leaves * q, to + 2 * i * q);
+        store_rows<P>(out, rows, stride, leaves * q, to + 2 * i * q);
         i = end;
     }
     scale.finish(2 * n);

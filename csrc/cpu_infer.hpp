@@ -9,8 +9,9 @@
 namespace HF_NAMESPACE {
 namespace {
 
-// Beliefs nu * mu of the n nodes of a level, normalised; `lifted`: by how many powers of two both together are.
-template <class P> void store_beliefs(const Rows& rows, int64_t n, int q, const typename P::V* nu,
+// Beliefs nu * mu of n nodes of a level, normalised, to rows `stride` apart; `lifted`: by how many powers of two both
+// together are.
+template <class P> void store_beliefs(const Rows& rows, int64_t stride, int64_t n, int q, const typename P::V* nu,
                                       const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
                                       Range<P>& range, typename P::Int lifted) {
     for (int64_t i = 0; i < n; ++i) {
@@ -18,9 +19,15 @@ template <class P> void store_beliefs(const Rows& rows, int64_t n, int q, const 
         for (int a = 0; a < q; ++a) belief[a] = nu[i * q + a] * mu[i * q + a];
         range.normalised(normalise<P>(belief, q, belief));
     }
-    store_rows<P>(scratch, rows, n * q, out);
+    store_rows<P>(scratch, rows, stride, n * q, out);
     range.next_level(lifted);
 }
+
+// What is passed at a time: the subtree of node `index` of level `level`. The tree itself is {0, 0}.
+struct Part {
+    int level;
+    int64_t index;
+};
 
 // The passes over one pack of rows. S as in tree_messages.hpp.
 template <class P, int S> struct Passes {
@@ -51,36 +58,38 @@ template <class P, int S> struct Passes {
     HF_INLINE V* nu(int d) const { return scratch + plan.at.nu[d]; }
     HF_INLINE V* root() const { return scratch + plan.at.root; }
 
-    HF_INLINE void leaves() {
+    HF_INLINE Leaves leaves_of(Part part) const {
+        const int64_t n = nodes(m.depth - part.level);
+        return {part.index * n, n};
+    }
+    HF_INLINE void leaves(Part part = {0, 0}) {
         V* out = nu(m.depth);
         T& bound = bounds[m.depth] = T(1);
-        if (!args.log_fields) load_tokens<P>(m, args, rows, out);
+        const Leaves own = leaves_of(part);
+        if (!args.log_fields) load_tokens<P>(m, args, rows, own, out);
         else
             with_alphabet<P, true>(m.levels[m.depth - 1], [&](auto q) {
                 if (args.field_bytes == 4)
-                    load_fields<P, q.size, float>(m, args, rows, out, scaling.lift, shift, range, bound, invalid);
-                else load_fields<P, 0, double>(m, args, rows, out, scaling.lift, shift, range, bound, invalid);
+                    load_fields<P, q.size, float>(m, args, rows, own, out, scaling.lift, shift, range, bound, invalid);
+                else load_fields<P, 0, double>(m, args, rows, own, out, scaling.lift, shift, range, bound, invalid);
             });
-        if (scaling.lift > 0) total = splat_int<P>(static_cast<typename P::Int>(-nodes(m.depth) * scaling.lift));
+        total -= static_cast<typename P::Int>(own.n * scaling.lift);
     }
 
-    // Upward to level `top`, from the leaves or from subtrees that a table knows.
+    // Upward to level `top`: above the parts, if there are any.
     HF_INLINE void upward(int top) {
-        int level = m.depth;
-        if (plan.table.height > 0) {
-            if constexpr (sizeof(T) == sizeof(float)) {
-                auto* entries = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(nu(level));
-                find_entries<P::lanes>(m, plan.table, args, rows, entries);
-                level -= plan.table.height;
-                bounds[level] = args.table_values[plan.table.least()];
-                total = look_up_level<P>(m, plan.table, args, entries, nu(level), range);
-            }
-        } else leaves();
-        if (in_danger()) return; // strong evidence: what would follow takes long
-        for (int d = level - 1; d >= top; --d) {
-            bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
-            upward_from(d, nodes(d));
+        if (plan.at.parts == 1) return upward_in({0, 0}, top);
+        const int cut = plan.at.cut;
+        for (int x = 0; x < 3 * (m.depth + 1); ++x) worst(0)[x] = I{};
+        T bound = 2;
+        for (int64_t i = 0; i < plan.at.parts; ++i) {
+            upward_in({cut, i}, cut);
+            if (in_danger()) return;
+            bound = smaller(bound, bounds[cut]);
         }
+        bounds[cut] = bound;
+        spend(worst(0));
+        for (int d = cut - 1; d >= top; --d) upward_from(d, nodes(d), nu(d));
     }
 
     // Max-product upward, up to the root's weights; the largest of them stands for the evidence.
@@ -118,8 +127,7 @@ template <class P, int S> struct Passes {
 
     // Downward, as deep as an output asks for.
     HF_INLINE void downward() {
-        V* mu = scratch + plan.at.mu[0];
-        V* mu_below = scratch + plan.at.mu[1];
+        V *mu = scratch + plan.at.mu[0], *room = scratch + plan.at.mu[1];
         T bound = T(0); // not known: to be measured
         int d = m.filter_level;
         if (args.window > 0 && args.window >= d) { // windows: all that is known of their tops is their laws
@@ -141,36 +149,9 @@ template <class P, int S> struct Passes {
         V* counts = scratch + plan.at.counts;
         if (args.counts)
             for (int r = 0; r < m.n_counts; ++r) counts[r] = V{};
-        for (;; ++d) {
-            const int q = m.alphabets[d];
-            const int64_t n = nodes(d);
-            if (d > 0 && args.beliefs && args.beliefs[d])
-                store_beliefs<P>(rows, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]), mu_below, range,
-                                 2 * scaling.lift);
-            if (d == m.depth) break;
-            if (args.counts)
-                count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
-                                  counts + m.levels[d].first_count, range);
-            if (d >= plan.deepest) break;
-            bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
-            if (d + 1 == m.depth && plan.last_at_once) {
-                with_alphabet<P, true>(m.levels[d], [&](auto size) {
-                    last_level<P, size.size>(m, args, rows, plan.squares[d], mu, nu(d + 1), mu_below, range, bound,
-                                             at(d));
-                });
-                return;
-            }
-            downward_from(d, n, mu, mu_below, bound);
-            V* swap = mu;
-            mu = mu_below;
-            mu_below = swap;
-        }
+        if (plan.at.parts == 1) descend({0, 0}, d, m.depth, mu, room, mu, bound);
+        else descend_by_parts(descend({0, 0}, d, plan.at.cut, mu, room, mu, bound), bound);
         if (args.counts) store_rows<P>(counts, rows, m.n_counts, static_cast<T*>(args.counts));
-        if (args.leave_one_out) {
-            const int q = m.alphabets[d];
-            for (int64_t j = 0; j < nodes(d); ++j) normalise<P>(mu + j * q, q, mu_below + j * q);
-            store_rows<P>(mu_below, rows, nodes(d) * q, static_cast<T*>(args.leave_one_out));
-        }
     }
 
     // Whether messages were left as they came although some row's range is in danger.
@@ -190,23 +171,118 @@ template <class P, int S> struct Passes {
   private:
     // How the messages that the rules of level d bring forth are kept.
     HF_INLINE Scaling<P> at(int d) const { return {scaling.lazy && plan.lazy(d), scaling.lift}; }
-    // One level upward, to the n nodes of level d, in the way that suits its rules and the evidence.
-    HF_INLINE void upward_from(int d, int64_t n) {
+    // What cancels on a level is what cancels at its worst node: of a tree in parts, in the worst of them.
+    HF_INLINE I* worst(int pass) const { return reinterpret_cast<I*>(scratch + plan.at.worst) + pass * (m.depth + 1); }
+    HF_INLINE void of_one(Part part, I before, int pass, int d) {
+        if (part.level == 0) return;
+        worst(pass)[d] = larger<I>(worst(pass)[d], range.spent - before);
+        range.spent = before;
+    }
+    HF_INLINE void spend(const I* worst_of) {
+        for (int d = plan.at.cut; d <= m.depth; ++d) range.spent += worst_of[d];
+    }
+
+    // Upward to level `top` in a part, from the leaves or from subtrees that a table knows.
+    HF_NOINLINE void upward_in(Part part, int top) {
+        const auto to = [&](int d) { return nu(d) + (d == part.level ? part.index * m.alphabets[d] : 0); };
+        int level = m.depth;
+        if (plan.table.height > 0) {
+            if constexpr (sizeof(T) == sizeof(float)) {
+                auto* entries = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(nu(level));
+                find_entries<P::lanes>(m, plan.table, args, rows, leaves_of(part), entries);
+                level -= plan.table.height;
+                bounds[level] = args.table_values[plan.table.least()];
+                I spent[kTableHeight] = {};
+                total +=
+                    look_up_level<P>(m, plan.table, args, nodes(level - part.level), entries, to(level), range, spent);
+                for (int h = 0; h < plan.table.height; ++h) {
+                    const I before = range.spent;
+                    range.spent += spent[h];
+                    of_one(part, before, 0, m.depth - 1 - h);
+                }
+            }
+        } else leaves(part);
+        if (in_danger()) return; // strong evidence: what would follow takes long
+        for (int d = level - 1; d >= top; --d) {
+            const I before = range.spent;
+            upward_from(d, nodes(d - part.level), to(d));
+            of_one(part, before, 0, d);
+        }
+    }
+
+    // Downward in a part from level d, the messages to which are `mu`, to level `end`, each level's in the room after
+    // the other. Returns where those of the last one are.
+    HF_NOINLINE V* descend(Part part, int d, int end, V* mu, V* room, V* after, T& bound) {
+        V* counts = scratch + plan.at.counts;
+        for (;; ++d) {
+            const int q = m.alphabets[d];
+            const int64_t n = nodes(d - part.level), stride = nodes(d) * q, first = part.index * n * q;
+            I before = range.spent;
+            if (d > part.level && args.beliefs && args.beliefs[d])
+                store_beliefs<P>(rows, stride, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]) + first, room, range,
+                                 2 * scaling.lift);
+            of_one(part, before, 2, d);
+            if (d == m.depth && args.leave_one_out) {
+                for (int64_t j = 0; j < n; ++j) normalise<P>(mu + j * q, q, room + j * q);
+                store_rows<P>(room, rows, stride, n * q, static_cast<T*>(args.leave_one_out) + first);
+            }
+            if (args.counts && d < m.depth)
+                count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
+                                  counts + m.levels[d].first_count, range);
+            if (d == end || d >= plan.deepest) return mu;
+            bound = next_bound(plan.least_down[d], bound, bounds[d + 1], (S > 0 ? S : m.arity) - 1);
+            before = range.spent;
+            const bool at_once = d + 1 == m.depth && plan.last_at_once;
+            if (at_once)
+                with_alphabet<P, true>(m.levels[d], [&](auto size) {
+                    last_level<P, size.size>(m, args, rows, leaves_of(part), plan.squares[d], mu, nu(d + 1), room,
+                                             range, bound, at(d));
+                });
+            else downward_from(d, n, mu, room, bound);
+            of_one(part, before, 1, d);
+            if (at_once) return mu;
+            mu = room;
+            room = after;
+            after = mu;
+        }
+    }
+
+    // The rest of the way, from the messages to the parts: those upward inside are made once more.
+    HF_INLINE void descend_by_parts(V* mu, T bound) {
+        const int cut = plan.at.cut;
+        if (plan.deepest <= cut) return;
+        const I taken_out = total;
+        const auto taken = shift;
+        for (int64_t i = 0; i < plan.at.parts && !in_danger(); ++i) {
+            upward_in({cut, i}, cut + 1);
+            T below = bound;
+            descend({cut, i}, cut, m.depth, mu + i * m.alphabets[cut], scratch + plan.at.mu_part[0],
+                    scratch + plan.at.mu_part[1], below);
+        }
+        total = taken_out;
+        shift = taken;
+        spend(worst(1));
+        spend(worst(2));
+    }
+
+    // One level upward, to n nodes of level d, in the way that suits its rules and the evidence.
+    HF_INLINE void upward_from(int d, int64_t n, V* to) {
         const hf_level& level = m.levels[d];
+        bounds[d] = next_bound(plan.least_up[d], T(1), bounds[d + 1], S > 0 ? S : m.arity);
         if constexpr (S == 2) {
             if (plan.squares[d].parent)
                 with_alphabet<P, true>(level, [&](auto q) {
-                    upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), nu(d), total, range, bounds[d],
+                    upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), to, total, range, bounds[d],
                                                   at(d));
                 });
             else if (args.log_fields)
-                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d], at(d));
-            else if (plan.all_pairs[d]) upward_all_pairs<P, 4>(level, n, nu(d + 1), nu(d), total, range, bounds[d]);
+                upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), to, total, range, bounds[d], at(d));
+            else if (plan.all_pairs[d]) upward_all_pairs<P, 4>(level, n, nu(d + 1), to, total, range, bounds[d]);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
-                    upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), nu(d), total, range, bounds[d]);
+                    upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), to, total, range, bounds[d]);
                 });
-        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), nu(d), total, range, bounds[d], at(d));
+        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), to, total, range, bounds[d], at(d));
     }
 
     // And one downward, from them to their children.

@@ -138,7 +138,7 @@ template <class P, int W> struct Parse {
 
     // The symbols and numbers of all nodes but the root, from the leaves.
     HF_INLINE void up(const Rows& rows) const {
-        load_symbols<P>(m, args, rows, symbols[m.depth]);
+        load_symbols<P::lanes>(m, args, rows, {0, leaves}, symbols[m.depth]);
         for (int d = m.depth - 1; d >= 0; --d) {
             if (ParseShape::pairs(m, d) <= kHeldPairs<N>) level_up<true>(d);
             else level_up<false>(d);

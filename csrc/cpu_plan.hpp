@@ -1,7 +1,7 @@
 // What a call knows in advance: of its model, of what it is asked, and how its messages are to be kept in range.
 #pragma once
 
-#include "subtree_table.hpp"
+#include "cpu_layout.hpp"
 #include "tree_dense.hpp"
 #include "tree_pairs.hpp"
 
@@ -28,8 +28,10 @@ template <class P> struct Plan {
     bool counts;               // wanted
     bool last_at_once;         // the last level can be had with what is asked of the leaves
 
+    // Without `scratch`, for those who need the messages of all levels at once.
     Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
-        : at(m, args), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1), counts(args.counts != nullptr) {
+        : at(m, args, !scratch), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1),
+          counts(args.counts != nullptr) {
         if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
         for (int d = m.filter_level; d < m.depth; ++d) {
             least_up[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules) / 4;

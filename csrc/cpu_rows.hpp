@@ -15,6 +15,11 @@ struct Rows {
     int64_t operator()(int l) const { return first + (l < count ? l : 0); }
 };
 
+// Neighbouring leaves of a tree: all there are, or those of a part.
+struct Leaves {
+    int64_t first, n;
+};
+
 // Four packs of words of which every row has its sixteen bytes: word i of row l is lane l of w[i].
 template <int N> HF_INLINE void load_words(const void* bytes, int64_t stride, const Rows& rows,
                                            typename LaneType<uint32_t, N>::type* w) {
@@ -32,20 +37,21 @@ template <int N> HF_INLINE void load_words(const void* bytes, int64_t stride, co
     }
 }
 
-// The symbols of all leaves as words, one pack a leaf: q stands for a hidden one, and for any larger token.
+// The symbols of leaves as words, one pack a leaf: q stands for a hidden one, and for any larger token.
 template <int N, class Token> HF_INLINE void load_symbols_of(const hf_model& m, const hf_infer_args& args,
-                                                             const Rows& rows,
+                                                             const Rows& rows, Leaves leaves,
                                                              typename LaneType<uint32_t, N>::type* out) {
     using U = typename LaneType<uint32_t, N>::type;
-    const int64_t n = n_nodes(m, m.depth);
+    const int64_t n = leaves.n, stride = n_nodes(m, m.depth);
     const U q = U{} + static_cast<uint32_t>(m.alphabets[m.depth]);
-    const Token* tokens = static_cast<const Token*>(args.tokens);
+    const Token* tokens = static_cast<const Token*>(args.tokens) + leaves.first;
+    const uint8_t* mask = args.mask ? args.mask + leaves.first : nullptr;
     int64_t j = 0;
     if constexpr (N >= 4 && sizeof(Token) == 1)
         for (; j + 16 <= n; j += 16) {
             U words[4], hidden[4] = {};
-            load_words<N>(tokens + j, n, rows, words);
-            if (args.mask) load_words<N>(args.mask + j, n, rows, hidden);
+            load_words<N>(tokens + j, stride, rows, words);
+            if (mask) load_words<N>(mask + j, stride, rows, hidden);
             for (int b = 0; b < 16; ++b) {
                 const U token = words[b / 4] >> (b % 4 * 8) & 255u;
                 out[j + b] = (hidden[b / 4] >> (b % 4 * 8) & 255u) != 0 ? q : smaller(token, q);
@@ -54,27 +60,28 @@ template <int N, class Token> HF_INLINE void load_symbols_of(const hf_model& m, 
     for (; j < n; ++j) {
         U token{};
         for (int l = 0; l < N; ++l) {
-            const int64_t at = rows(l) * n + j;
-            element(token, l) = args.mask && args.mask[at] ? 0xFFFFFFFFu : tokens[at];
+            const int64_t at = rows(l) * stride + j;
+            element(token, l) = mask && mask[at] ? 0xFFFFFFFFu : tokens[at];
         }
         out[j] = smaller(token, q);
     }
 }
 
-template <class P> HF_INLINE void load_symbols(const hf_model& m, const hf_infer_args& args, const Rows& rows,
-                                               typename LaneType<uint32_t, P::lanes>::type* out) {
-    if (args.token_bytes == 1) load_symbols_of<P::lanes, uint8_t>(m, args, rows, out);
-    else load_symbols_of<P::lanes, uint16_t>(m, args, rows, out);
+template <int N> HF_INLINE void load_symbols(const hf_model& m, const hf_infer_args& args, const Rows& rows,
+                                             Leaves leaves, typename LaneType<uint32_t, N>::type* out) {
+    if (args.token_bytes == 1) load_symbols_of<N, uint8_t>(m, args, rows, leaves, out);
+    else load_symbols_of<N, uint16_t>(m, args, rows, leaves, out);
 }
 
 // Tokens become 0, or 1 for what they allow. The symbols lie where the messages will, and make room from the last on.
-template <class P> void load_tokens(const hf_model& m, const hf_infer_args& args, const Rows& rows, typename P::V* nu) {
+template <class P>
+void load_tokens(const hf_model& m, const hf_infer_args& args, const Rows& rows, Leaves leaves, typename P::V* nu) {
     using V = typename P::V;
     using U = typename LaneType<uint32_t, P::lanes>::type;
     const int q = m.alphabets[m.depth];
     U* symbols = reinterpret_cast<U*>(nu);
-    load_symbols<P>(m, args, rows, symbols);
-    for (int64_t j = n_nodes(m, m.depth) - 1; j >= 0; --j) {
+    load_symbols<P::lanes>(m, args, rows, leaves, symbols);
+    for (int64_t j = leaves.n - 1; j >= 0; --j) {
         const V symbol = convert_lanes<V, P::lanes>(convert_lanes<typename P::I, P::lanes>(load_lanes<U>(symbols + j)));
         const V hidden = symbol == static_cast<typename P::Scalar>(q) ? splat<P>(1) : V{};
         for (int x = 0; x < q; ++x) nu[j * q + x] = symbol == static_cast<typename P::Scalar>(x) ? splat<P>(1) : hidden;

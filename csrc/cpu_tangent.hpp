@@ -15,7 +15,7 @@ template <class P> struct TangentLayout {
     int64_t rates, star; // of the rules, and of the star's channels
     int64_t size;
 
-    TangentLayout(const hf_model& m, const hf_tangent_args& args) : base(m, args.evidence) {
+    TangentLayout(const hf_model& m, const hf_tangent_args& args) : base(m, args.evidence, true) {
         const int64_t widest = base.mu[1] - base.mu[0], messages = base.mu[0], q0 = m.alphabets[0];
         rho = base.size;
         moved[0] = rho + messages + q0; // the root's rates, if the root is that of a star

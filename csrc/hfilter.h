@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HF_ABI_VERSION 3
+#define HF_ABI_VERSION 4
 #define HF_MAX_ARITY 32
 
 #ifdef __cplusplus
@@ -213,13 +213,14 @@ typedef struct hf_row_kernels {
 typedef struct hf_backend {
     int32_t abi_version;
     const char* name;
-    // Bytes of scratch one worker needs (`choose` those of `infer`); `narrow` asks for the one-lane version.
+    // Bytes of scratch one worker needs; `narrow` asks for the one-lane version.
     size_t (*sample_scratch)(const hf_model*, int32_t narrow);
     size_t (*infer_scratch)(const hf_model*, const hf_infer_args*, int32_t narrow);
     // Rows begin <= i < end, with 64-byte aligned scratch of the size asked for above. That of `sample` begins with 8
     // bytes of zero on a thread's first block of a call; what is prepared in it then serves the others.
     void (*sample)(const hf_model*, const hf_sample_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     void (*infer)(const hf_model*, const hf_infer_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
+    size_t (*choose_scratch)(const hf_model*, const hf_choose_args*, int32_t narrow);
     void (*choose)(const hf_model*, const hf_choose_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     size_t (*tangent_scratch)(const hf_model*, const hf_tangent_args*, int32_t narrow);
     void (*tangent)(const hf_model*, const hf_tangent_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);

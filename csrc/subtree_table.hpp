@@ -106,23 +106,24 @@ template <class P> HF_INLINE void look_up(const float* values, const volatile ui
     }
 }
 
-// The entries of all nodes `height` levels above the leaves, a pack a node. `out` has room for all symbols.
+// The entries of the nodes `height` levels above leaves, a pack a node. `out` has room for the symbols.
 template <int N> HF_INLINE void find_entries(const hf_model& m, const TableShape& shape, const hf_infer_args& args,
-                                             const Rows& rows, typename LaneType<uint32_t, N>::type* out) {
+                                             const Rows& rows, Leaves leaves,
+                                             typename LaneType<uint32_t, N>::type* out) {
     using U = typename LaneType<uint32_t, N>::type;
     const uint32_t q = static_cast<uint32_t>(m.alphabets[m.depth]), base = q + 1;
-    const int64_t leaves = n_nodes(m, m.depth);
 #if defined(__AVX512BW__) && !defined(__CUDACC__)
     if constexpr (N == 16) // four bytes at a time: products of neighbours with the weights of their digits, added
-        if (args.token_bytes == 1 && leaves % 16 == 0 && base < 128 && (shape.leaves == 2 || shape.leaves == 4)) {
+        if (args.token_bytes == 1 && leaves.n % 16 == 0 && base < 128 && (shape.leaves == 2 || shape.leaves == 4)) {
             const __m512i hidden = _mm512_set1_epi8(static_cast<char>(q));
             const __m512i digits = _mm512_set1_epi16(static_cast<short>(base | 1 << 8));
             const __m512i halves = _mm512_set1_epi32(static_cast<int>(base * base | 1 << 16));
             const auto* tokens = static_cast<const uint8_t*>(args.tokens);
-            for (int64_t j = 0; j < leaves; j += 16) {
+            const int64_t stride = n_nodes(m, m.depth);
+            for (int64_t j = leaves.first; j < leaves.first + leaves.n; j += 16) {
                 U words[4], masks[4];
-                load_words<N>(tokens + j, leaves, rows, words);
-                if (args.mask) load_words<N>(args.mask + j, leaves, rows, masks);
+                load_words<N>(tokens + j, stride, rows, words);
+                if (args.mask) load_words<N>(args.mask + j, stride, rows, masks);
                 for (int b = 0; b < 4; ++b) {
                     __m512i symbols = _mm512_min_epu8((__m512i)words[b], hidden);
                     if (args.mask) {
@@ -140,25 +141,23 @@ template <int N> HF_INLINE void find_entries(const hf_model& m, const TableShape
             return;
         }
 #endif
-    if (args.token_bytes == 1) load_symbols_of<N, uint8_t>(m, args, rows, out);
-    else load_symbols_of<N, uint16_t>(m, args, rows, out);
-    for (int64_t i = 0; i < leaves / shape.leaves; ++i) {
+    load_symbols<N>(m, args, rows, leaves, out);
+    for (int64_t i = 0; i < leaves.n / shape.leaves; ++i) {
         U index = out[i * shape.leaves];
         for (int64_t j = 1; j < shape.leaves; ++j) index = index * base + out[i * shape.leaves + j];
         out[i] = index;
     }
 }
 
-// Messages of all nodes `height` levels above the leaves, from their entries, which become where these lie. Returns the
-// exponents taken out.
+// Messages of n nodes `height` levels above the leaves, from their entries, which become where these lie. Returns the
+// exponents taken out, and what cancelled on their levels, from the lowest on.
 template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, const TableShape& shape,
-                                                         const hf_infer_args& args,
+                                                         const hf_infer_args& args, int64_t n,
                                                          typename LaneType<uint32_t, P::lanes>::type* entries,
-                                                         typename P::V* nu, Range<P>& range) {
+                                                         typename P::V* nu, Range<P>& range, typename P::I* spent) {
     using U = typename LaneType<uint32_t, P::lanes>::type;
     using I = typename P::I;
     const int q = m.alphabets[m.depth - shape.height];
-    const int64_t n = n_nodes(m, m.depth - shape.height);
     const uint32_t entry_bytes = static_cast<uint32_t>(shape.stride * static_cast<int64_t>(sizeof(float)));
     constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
     I total{}, most{}, most_above{};
@@ -178,7 +177,8 @@ template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, cons
     }
     for (int64_t i = 0; i < n; ++i) // a loop of its own: what it reads lane by lane has reached memory
         look_up<P>(args.table_values, reinterpret_cast<const uint32_t*>(entries + i), q, nu + i * q);
-    range.spent += most + most_above;
+    spent[0] = most;
+    spent[1] = most_above;
     // An impossible subtree took the whole exponent range out.
     const I empty = as_mask<P>(larger<I>(most, most_above) >= splat_int<P>(Range<P>::bias));
     range.least_top = empty != 0 ? typename P::V{} : range.least_top;

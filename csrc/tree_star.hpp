@@ -1,4 +1,4 @@
-// The root of a filtered tree, and what one pack needs in memory.
+// The root of a filtered tree.
 #pragma once
 
 #include "tree_messages.hpp"
@@ -43,40 +43,6 @@ template <class P> HF_INLINE typename P::I align(const WideNumber<P>* wide, int 
     }
     return top <= lowest ? I{} : top;
 }
-
-// Scratch of one pack, in values: messages of every existing level, two downward levels, and the star.
-template <class P> struct Layout {
-    int64_t nu[64]; // offset of each level
-    int64_t mu[2];
-    int64_t star;   // per node and class: m_i(a) and the product of those before it (value, exponent)
-    int64_t counts; // of the rules, and a level's alphabet of scratch
-    int64_t pairs;  // of the root and the star's nodes
-    int64_t root;   // its message, then its belief
-    int64_t size;
-
-    HF_INLINE Layout(const hf_model& m, const hf_infer_args& args) {
-        int64_t at = 0, widest = m.alphabets[0], alphabet = m.alphabets[0];
-        for (int d = m.filter_level; d <= m.depth; ++d) {
-            const int64_t level = n_nodes(m, d) * m.alphabets[d];
-            nu[d] = at;
-            at += level;
-            if (level > widest) widest = level;
-            if (m.alphabets[d] > alphabet) alphabet = m.alphabets[d];
-        }
-        mu[0] = at;
-        mu[1] = at + widest;
-        star = at + 2 * widest;
-        const int64_t q0 = m.alphabets[0];
-        at = star + 2 * q0; // the root's message and its belief
-        if (m.filter_level > 0) at += (3 * n_nodes(m, m.filter_level) + 3 * 2) * q0;
-        root = at - 2 * q0;
-        counts = at;
-        if (args.counts) at += m.n_counts + alphabet;
-        pairs = at;
-        if (args.star_pairs) at += n_nodes(m, m.filter_level) * q0 * m.alphabets[m.filter_level];
-        size = at;
-    }
-};
 
 // The root of a filtered tree: its s^k children are independent given it.
 template <class P> struct Star {
