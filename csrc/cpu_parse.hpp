@@ -12,12 +12,17 @@
 namespace HF_NAMESPACE {
 namespace {
 
-// Scratch in packs: symbols of all nodes, their numbers, two downward levels of some rows, and results.
+// Parsing goes level by level: trees that take more packs than these are left to the passes, which do them in parts.
+constexpr int64_t kMostPacks = int64_t(1) << 20;
+
+// Scratch in packs: symbols of all nodes, their numbers, two downward levels of some rows, and results; 0, if the model
+// is not parsed.
 template <class P> int64_t parse_packs(const hf_model& m) {
     constexpr int N = P::lanes;
     const ParseShape shape(m);
     const int64_t leaves = n_nodes(m, m.depth), down = larger<int64_t>(leaves * shape.width, 2048) / N;
-    return shape.width == 0 ? 0 : 4 * leaves + 2 * down + shape.width + 1;
+    const int64_t packs = 4 * leaves + 2 * down + shape.width + 1;
+    return shape.width == 0 || packs > kMostPacks ? 0 : packs;
 }
 
 // Whether this instruction set permutes messages of `width` entries in a register.
@@ -289,7 +294,7 @@ void parse_or_infer_rows(const hf_model& m, const hf_infer_args& args, int64_t b
         if constexpr (parses<P>(width)) parse_rows<P, width>(m, args, table, begin, end, scratch);
         return parses<P>(width);
     };
-    if (asks_one_out_alone(m, args)) {
+    if (asks_one_out_alone(m, args) && parse_packs<P>(m) > 0) {
         const TableShape below(m);
         const ParseTable table(m, args.table_values ? args.table_values + below.least() + 1 : nullptr);
         const int w = table.serves ? table.shape.width : 0;
