@@ -2,6 +2,7 @@
 // environment, and on a deep tree.
 #include "calls.hpp"
 
+#include <algorithm>
 #include <cfenv>
 #include <cmath>
 #include <cstring>
@@ -143,7 +144,46 @@ void test_floating_point_environment() {
     }
 }
 
-// Deep enough that one pack's messages pass the scratch limit and rows go one at a time.
+// Rows side by side take more than a cache and are passed subtree by subtree, a row alone is passed whole: neither the
+// bits nor what rows know of each other may show it.
+void test_trees_in_parts() {
+    const int64_t n = 3;
+    for (const int filter_level : {0, 2}) {
+        const Tree t = random_tree(2, filter_level, std::vector<int32_t>(16, 4), 31);
+        for (const hf_backend* b : usable_backends()) {
+            auto drawn = draw<uint8_t>(b, t, n, 0, 2);
+            uint8_t* tokens = drawn.levels[t.depth].get();
+            for (int64_t j = 0; j < n * t.leaves(); j += 3) tokens[j] = 255;
+            std::vector<float> fields(static_cast<size_t>(n * t.leaves() * 4));
+            for (size_t i = 0; i < fields.size(); ++i) fields[i] = static_cast<float>(i * 2654435761u % 1000) / 100;
+            for (const bool soft : {false, true}) {
+                const auto rows = [&](int64_t first, int64_t count) {
+                    hf_infer_args args{};
+                    args.n = count;
+                    args.token_bytes = 1;
+                    args.field_bytes = 4;
+                    if (soft) args.log_fields = fields.data() + first * t.leaves() * 4;
+                    else args.tokens = tokens + first * t.leaves();
+                    return infer<float>(b, t, args, 1);
+                };
+                const auto all = rows(0, n);
+                for (int64_t row = 0; row < n; ++row) {
+                    const auto alone = rows(row, 1);
+                    CHECK(all.log_evidence[row] == alone.log_evidence[0], "%s", describe(b, t).c_str());
+                    for (int d = std::max(1, filter_level); d <= t.depth; ++d)
+                        CHECK(std::memcmp(&all.levels[d][row * t.nodes(d) * 4], &alone.levels[d][0],
+                                          t.nodes(d) * 4 * sizeof(float)) == 0,
+                              "%s: level %d", describe(b, t).c_str(), d);
+                    CHECK(std::memcmp(&all.leave_one_out[row * t.leaves() * 4], &alone.leave_one_out[0],
+                                      t.leaves() * 4 * sizeof(float)) == 0,
+                          "%s", describe(b, t).c_str());
+                }
+            }
+        }
+    }
+}
+
+// Seventeen levels of cancellation, in both precisions.
 void test_deep_tree() {
     const Tree t = random_tree(2, 0, std::vector<int32_t>(18, 4), 29);
     for (const hf_backend* b : usable_backends()) {
@@ -171,6 +211,7 @@ int main() {
     test_bad_arguments();
     test_threads();
     test_floating_point_environment();
+    test_trees_in_parts();
     test_deep_tree();
     std::puts("all passed");
     return 0;
