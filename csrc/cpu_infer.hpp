@@ -149,8 +149,8 @@ template <class P, int S> struct Passes {
         V* counts = scratch + plan.at.counts;
         if (args.counts)
             for (int r = 0; r < m.n_counts; ++r) counts[r] = V{};
-        if (plan.at.parts == 1) descend({0, 0}, d, m.depth, mu, room, mu, bound);
-        else descend_by_parts(descend({0, 0}, d, plan.at.cut, mu, room, mu, bound), bound);
+        mu = descend({0, 0}, d, plan.at.parts > 1 ? plan.at.cut : m.depth, mu, room, mu, bound);
+        if (plan.at.parts > 1 && plan.deepest > plan.at.cut) descend_in_parts(mu, bound);
         if (args.counts) store_rows<P>(counts, rows, m.n_counts, static_cast<T*>(args.counts));
     }
 
@@ -248,9 +248,8 @@ template <class P, int S> struct Passes {
     }
 
     // The rest of the way, from the messages to the parts: those upward inside are made once more.
-    HF_INLINE void descend_by_parts(V* mu, T bound) {
+    HF_INLINE void descend_in_parts(V* mu, T bound) {
         const int cut = plan.at.cut;
-        if (plan.deepest <= cut) return;
         const I taken_out = total;
         const auto taken = shift;
         for (int64_t i = 0; i < plan.at.parts && !in_danger(); ++i) {
