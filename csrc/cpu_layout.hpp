@@ -9,7 +9,12 @@ namespace {
 // A tree whose messages take more than a cache holds is passed in parts, the subtrees of the nodes of level `cut`:
 // their levels have room for one part alone, upward messages inside are made again on the way down, and only the levels
 // from `cut` on up are kept. This is what may be kept of a tree in one piece, and what a part should take.
+// (The tests have a core that passes all trees in the smallest of parts.)
+#ifndef HF_SMALLEST_PARTS
 constexpr int64_t kWholeBytes = int64_t(4) << 20, kPartBytes = int64_t(512) << 10;
+#else
+constexpr int64_t kWholeBytes = 0, kPartBytes = 0;
+#endif
 
 // Scratch of one pack, in values: messages of every existing level, two downward levels, and the star.
 template <class P> struct Layout {
@@ -67,15 +72,14 @@ template <class P> struct Layout {
         for (int d = c; d <= m.depth; ++d) values += n_nodes(m, d - c) * m.alphabets[d];
         return values * static_cast<int64_t>(sizeof(typename P::V));
     }
-    // As high a cut as parts of that size allow; none where even the lowest, below which a table still looks whole
-    // subtrees up, makes parts that are no smaller than what is kept in one piece.
+    // As high a cut as parts of that size allow, and below it a table still looks whole subtrees up; none where parts
+    // would be no smaller than half of the tree.
     void divide(const hf_model& m, const hf_infer_args& args) {
-        if (n_nodes(m, m.filter_level) * part_bytes(m, m.filter_level) <= kWholeBytes) return;
-        int lowest = m.depth - 1;
-        if (args.tokens && lowest > m.depth - TableShape(m).height) lowest = m.depth - TableShape(m).height;
-        int c = lowest;
-        while (c > m.filter_level && c > 1 && part_bytes(m, c - 1) <= kPartBytes) --c;
-        if (c <= m.filter_level || c < 1 || part_bytes(m, c) > kWholeBytes) return;
+        const int64_t whole = n_nodes(m, m.filter_level) * part_bytes(m, m.filter_level);
+        if (whole <= kWholeBytes) return;
+        int c = m.depth - (args.tokens ? larger(TableShape(m).height, 1) : 1);
+        while (c - 1 > m.filter_level && part_bytes(m, c - 1) <= kPartBytes) --c;
+        if (c <= m.filter_level || 2 * part_bytes(m, c) > whole) return;
         cut = c;
         parts = n_nodes(m, c);
     }
