@@ -43,7 +43,7 @@ template <class P> size_t layout_bytes(const hf_model& m, const hf_infer_args& a
     return static_cast<size_t>(Layout<P>(m, args, whole).size) * sizeof(typename P::V);
 }
 template <class P> size_t infer_bytes(const hf_model& m, const hf_infer_args& args) {
-    return layout_bytes<P>(m, args, false) + static_cast<size_t>(Plan<P>::square_bytes(m, args));
+    return layout_bytes<P>(m, args, false) + static_cast<size_t>(Plan<P>::rule_bytes(m, args));
 }
 
 size_t infer_scratch(const hf_model* m, const hf_infer_args* args, int32_t narrow) {

@@ -281,7 +281,11 @@ template <class P, int S> struct Passes {
                 with_alphabet<P, false>(level, [&](auto q) {
                     upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), to, total, range, bounds[d]);
                 });
-        } else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), to, total, range, bounds[d], at(d));
+        } else if (plan.rules[d].up)
+            with_arity<P>(m.arity, [&](auto s) {
+                upward_level_rules<P, s.size>(level, plan.rules[d], n, nu(d + 1), to, total, range, bounds[d], at(d));
+            });
+        else upward_level<P, S, 0>(level, m.arity, n, nu(d + 1), to, total, range, bounds[d], at(d));
     }
 
     // And one downward, from them to their children.
@@ -300,7 +304,11 @@ template <class P, int S> struct Passes {
                 with_alphabet<P, false>(level, [&](auto q) {
                     downward_level<P, 2, q.size>(level, 2, n, mu, nu(d + 1), below, range, bound);
                 });
-        } else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound, at(d));
+        } else if (plan.rules[d].up)
+            with_arity<P>(m.arity, [&](auto s) {
+                downward_level_rules<P, s.size>(level, plan.rules[d], n, mu, nu(d + 1), below, range, bound, at(d));
+            });
+        else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound, at(d));
     }
 
     // The root's weights; `best` is the exponent that no class of a star may reach, `below` what was in danger before.

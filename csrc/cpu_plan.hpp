@@ -4,6 +4,7 @@
 #include "cpu_layout.hpp"
 #include "tree_dense.hpp"
 #include "tree_pairs.hpp"
+#include "tree_rules.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
@@ -22,7 +23,8 @@ template <class P> struct Plan {
     T least_up[64]; // of a level's rules, as next_bound wants it
     T least_down[64];
     bool all_pairs[64];        // whether they are all there can be
-    PairSquare<P> squares[64]; // of soft evidence, where there is one
+    PairSquare<P> squares[64]; // of soft evidence, where there is one:
+    RuleLists<P> rules[64];    // of two children, of more
     int deepest;               // level that an output asks the downward pass for
     int star_level;            // the filter level, if there is one; else none
     bool counts;               // wanted
@@ -32,7 +34,7 @@ template <class P> struct Plan {
     Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
         : at(m, args, !scratch), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1),
           counts(args.counts != nullptr) {
-        if (args.log_fields && scratch) fill_squares(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
+        if (args.log_fields && scratch) lay_out(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
         for (int d = m.filter_level; d < m.depth; ++d) {
             least_up[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules) / 4;
             least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
@@ -59,11 +61,11 @@ template <class P> struct Plan {
     }
 
     // What calls need besides their layout, in bytes.
-    static int64_t square_bytes(const hf_model& m, const hf_infer_args& args) {
+    static int64_t rule_bytes(const hf_model& m, const hf_infer_args& args) {
         int64_t bytes = 0;
         if (args.log_fields)
             for (int d = m.filter_level; d < m.depth; ++d)
-                if (!told_before(m, d)) bytes += PairSquare<P>::bytes(m.levels[d], m.arity);
+                if (!told_before(m, d)) bytes += level_bytes(m, d);
         return bytes;
     }
 
@@ -72,15 +74,20 @@ template <class P> struct Plan {
         return d > m.filter_level && m.levels[d].children == m.levels[d - 1].children &&
                Numbers<T>::prob(m.levels[d]) == Numbers<T>::prob(m.levels[d - 1]);
     }
-    void fill_squares(const hf_model& m, char* memory) {
+    static int64_t level_bytes(const hf_model& m, int d) {
+        return PairSquare<P>::bytes(m.levels[d], m.arity) + RuleLists<P>::bytes(m.levels[d], m.arity);
+    }
+    void lay_out(const hf_model& m, char* memory) {
         for (int d = m.filter_level; d < m.depth; ++d) {
             if (told_before(m, d)) {
                 squares[d] = squares[d - 1];
+                rules[d] = rules[d - 1];
                 continue;
             }
-            const int64_t bytes = PairSquare<P>::bytes(m.levels[d], m.arity);
-            if (bytes > 0) squares[d].fill(m.levels[d], memory);
-            memory += bytes;
+            const hf_level& level = m.levels[d];
+            if (PairSquare<P>::bytes(level, m.arity) > 0) squares[d].fill(level, memory);
+            if (RuleLists<P>::serves(m.arity)) rules[d].fill(level, m.arity, memory);
+            memory += level_bytes(m, d);
         }
     }
 };

@@ -15,6 +15,12 @@ namespace HF_NAMESPACE {
 namespace {
 
 constexpr int64_t kNodesAtOnce = 32;
+// Leaves that are drawn together at most: those of one rule, if more. (The tests have a core of smallest parts.)
+#ifndef HF_SMALLEST_PARTS
+constexpr int64_t kPartLeaves = 512;
+#else
+constexpr int64_t kPartLeaves = 0;
+#endif
 // Tables of how many entries are laid out anew: always; and at most, where a call has that many rows for every entry.
 constexpr int64_t kSmallTable = 128, kLargestTable = 1 << 14, kRowsPerEntry = 2;
 constexpr int64_t kRowsPerStarEntry = 16; // of one node's table, which a row asks once
@@ -24,6 +30,26 @@ template <int N> HF_INLINE int packs_together(const hf_model& m) {
     const int64_t together = Draws<N>::capacity / ((n_nodes(m, m.depth) + 3) / 4 * 4);
     return static_cast<int>(larger<int64_t>(1, smaller<int64_t>(together, kMaxPacks)));
 }
+
+// A large tree is drawn in parts, so that symbols stay in a near cache: down to level `cut` at once, and from there some
+// neighbouring nodes after others, with all below them. Nodes of the filter level are not drawn before their part is.
+struct SampleParts {
+    int cut; // 0 and one part: the tree
+    int64_t nodes = 1, parts, top;
+
+    HF_INLINE explicit SampleParts(const hf_model& m) : cut(m.filter_level) {
+        const int64_t most = larger<int64_t>(kPartLeaves, m.arity);
+        while (n_nodes(m, m.depth - cut) > most) ++cut;
+        const int64_t all = n_nodes(m, cut), below = n_nodes(m, m.depth - cut);
+        if (cut == m.filter_level)
+            while (nodes < all && nodes * m.arity * below <= most) nodes *= m.arity;
+        parts = all / nodes;
+        top = cut > m.filter_level ? all : 1;
+    }
+    // Symbols of the top (none if there is one part, which has it), and of a part.
+    HF_INLINE int64_t kept() const { return parts > 1 ? top : 0; }
+    HF_INLINE int64_t symbols(const hf_model& m) const { return kept() + nodes * n_nodes(m, m.depth - cut); }
+};
 
 // Where a thread keeps tables, words and symbols.
 template <int N, class Token> struct SampleRoom {
@@ -54,7 +80,7 @@ template <int N, class Token> struct SampleRoom {
             work(tables + m.depth + i, m.star_cuts + i * entries, nullptr, m.alphabets[0], m.star_bits, 1, n * entries);
     }
     static size_t bytes(const hf_model& m) {
-        int64_t packs = n_nodes(m, m.depth) * packs_together<N>(m);
+        int64_t packs = SampleParts(m).symbols(m) * packs_together<N>(m);
         if (kRegisters<N> > 0)
             over_tables(m, nullptr, [&](const Table*, auto, auto, int parents, int bits, int, int64_t entries) {
                 if (entries <= kLargestTable) packs += Table::size(parents, bits);
@@ -75,7 +101,7 @@ template <int N, class Token> struct SampleRoom {
         keys.set(static_cast<uint32_t>(args.seed), static_cast<uint32_t>(args.seed >> 32));
         tree.purpose = kPurposeTree;
         star.purpose = kPurposeStar;
-        memory += n_nodes(m, m.depth) * packs_together<N>(m);
+        memory += SampleParts(m).symbols(m) * packs_together<N>(m);
         const auto lay_out = [&](Table* table, const uint32_t* cuts, const uint32_t* picks, int parents, int bits,
                                  int arity, int64_t entries) {
             table->tables = nullptr;
@@ -100,18 +126,23 @@ template <int N> struct Nodes {
     int s, packs;
 };
 
-// The n nodes of a level draw their rules and become n * s: from the last node to the first, in place.
+// Nodes of a level, one after the other: the first one's word, and how many they are.
+struct LevelNodes {
+    int64_t first_word, n;
+};
+
+// These draw their rules and become n * s: from the last node to the first, in place.
 template <int N, class Token>
-HF_INLINE void expand_level(const hf_level& level, const StepTable<N, Token>& table, int64_t n, const Nodes<N>& at) {
+HF_NOINLINE void expand_level(const hf_level& level, const StepTable<N, Token>& table, LevelNodes own,
+                            const Nodes<N>& at) {
     using U = typename LaneType<uint32_t, N>::type;
     constexpr int child_bits = 8 * sizeof(Token);
     constexpr uint32_t child_mask = (1u << child_bits) - 1;
-    const int64_t first_word = 1 + (n - 1) / (at.s - 1); // of the level's first node, in heap order
     const int s = at.s, packs = at.packs;
     U* const symbols = at.symbols;
-    for (int64_t end = n; end > 0; end -= kNodesAtOnce) {
+    for (int64_t end = own.n; end > 0; end -= kNodesAtOnce) {
         const int64_t begin = larger<int64_t>(end - kNodesAtOnce, 0);
-        const U* words = at.draws(at.keys, first_word + begin, first_word + end);
+        const U* words = at.draws(at.keys, own.first_word + begin, own.first_word + end);
         // Calls expand(x, word, out) for all; out[r * packs] is child r.
         const auto over_nodes = [=](const auto& expand) {
             for (int64_t i = end - 1; i >= begin; --i)
@@ -143,18 +174,17 @@ HF_INLINE void expand_level(const hf_level& level, const StepTable<N, Token>& ta
     }
 }
 
-// The last level, where a rule's children make half a word or a whole one: n nodes become n * s tokens, four or two to
+// At the last level, where a rule's children make half a word or a whole one: they become n * s tokens, four or two to
 // a word, from the first node to the last, in place.
 template <int N, class Token>
-HF_INLINE void expand_words(const StepTable<N, Token>& table, int64_t n, const Nodes<N>& at) {
+HF_INLINE void expand_words(const StepTable<N, Token>& table, LevelNodes own, const Nodes<N>& at) {
     using U = typename LaneType<uint32_t, N>::type;
-    const int64_t first_word = 1 + (n - 1) / (at.s - 1);
     const int packs = at.packs;
     U* const symbols = at.symbols;
     const bool whole = at.s * static_cast<int>(sizeof(Token)) == 4;
-    for (int64_t begin = 0; begin < n; begin += kNodesAtOnce) {
-        const int64_t end = smaller<int64_t>(begin + kNodesAtOnce, n);
-        const U* words = at.draws(at.keys, first_word + begin, first_word + end);
+    for (int64_t begin = 0; begin < own.n; begin += kNodesAtOnce) {
+        const int64_t end = smaller<int64_t>(begin + kNodesAtOnce, own.n);
+        const U* words = at.draws(at.keys, own.first_word + begin, own.first_word + end);
         with_shape<N>(table, [=](const auto& shape) {
             const auto pick = shape;
             if (whole) {
@@ -197,21 +227,18 @@ template <int N, class Token> HF_INLINE void draw_roots(const hf_model& m, const
         for (int p = 0; p < packs; ++p) symbols[p] = search<N>(m.prior_cuts, m.prior_bits, U{}, words[p]);
 }
 
-// The filter level's nodes, given the root alone.
+// n nodes of the filter level from `first` on, given the root alone.
 template <int N, class Token> HF_INLINE void draw_star(const hf_model& m, const StepTable<N, Token>* tables, bool held,
-                                                       Draws<N>& star, const Nodes<N>& at) {
+                                                       const typename LaneType<uint32_t, N>::type* root, int64_t first,
+                                                       int64_t n, Draws<N>& star, const Nodes<N>& at) {
     using U = typename LaneType<uint32_t, N>::type;
-    const int64_t n = n_nodes(m, m.filter_level);
     const int64_t entries = static_cast<int64_t>(m.alphabets[0]) << m.star_bits;
     const int packs = at.packs;
-    U roots[kMaxPacks];
-    for (int p = 0; p < packs; ++p) roots[p] = at.symbols[p];
-    const U* const root = roots;
-    for (int64_t begin = 0; begin < n; begin += kNodesAtOnce) {
-        const int64_t end = smaller<int64_t>(begin + kNodesAtOnce, n);
+    for (int64_t begin = first; begin < first + n; begin += kNodesAtOnce) {
+        const int64_t end = smaller<int64_t>(begin + kNodesAtOnce, first + n);
         const U* words = star(at.keys, begin, end);
         for (int64_t i = begin; i < end; ++i, words += packs) {
-            U* const out = at.symbols + i * packs;
+            U* const out = at.symbols + (i - first) * packs;
             if (held && tables[i].tables)
                 with_shape<N>(tables[i], [=](const auto& pick) {
                     for (int p = 0; p < packs; ++p) out[p] = pick(root[p], words[p]);
@@ -224,57 +251,114 @@ template <int N, class Token> HF_INLINE void draw_star(const hf_model& m, const 
     }
 }
 
-template <int N, class Token>
-void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
+// The trees of one block of rows, and where they go.
+template <int N, class Token> struct Drawing {
+    using U = typename LaneType<uint32_t, N>::type;
     using Room = SampleRoom<N, Token>;
-    auto& room = *static_cast<Room*>(scratch);
-    auto* const symbols = room.prepare(m, args);
-    const auto* tables = room.levels();
-    if (drawn_beside<N>(m, args, begin, end, room.keys, room.root, tables, symbols)) return;
-    const int k = m.filter_level, s = m.arity, most = packs_together<N>(m);
-    const int64_t n_leaves = n_nodes(m, m.depth), parents = n_leaves / s, tree_words = 1 + (n_leaves - 1) / (s - 1);
-    const int tokens_per_word = 4 / static_cast<int>(sizeof(Token));
-    const bool packed = k < m.depth && tables[m.depth - 1].tables &&
-                        (s == tokens_per_word || (2 * s == tokens_per_word && parents % 2 == 0));
-    const bool held = Room::star_nodes(m) > 0;
-    for (int64_t row = begin; row < end; row += N * most) {
-        const int64_t count = smaller<int64_t>(end - row, N * most);
+    const hf_model& m;
+    const hf_sample_args& args;
+    Room& room;
+    const SampleParts parts;
+    const StepTable<N, Token>* const tables;
+    U *const top, *const part;
+    const bool held; // tables of the filter level's nodes
+    bool packed;     // the last level is made four or two tokens a word
+    int64_t row = 0, count = 0;
+    int packs = 1;
+
+    HF_INLINE Drawing(const hf_model& model, const hf_sample_args& call, Room& r, U* symbols)
+        : m(model), args(call), room(r), parts(model), tables(r.levels()), top(symbols),
+          part(symbols + parts.kept() * packs_together<N>(model)), held(Room::star_nodes(model) > 0) {
+        const int tokens_per_word = 4 / static_cast<int>(sizeof(Token)), s = m.arity;
+        packed = m.filter_level < m.depth && tables[m.depth - 1].tables &&
+                 (s == tokens_per_word || (2 * s == tokens_per_word && own(m.depth - 1, 0).n % 2 == 0));
+    }
+
+    HF_INLINE void draw(int64_t first, int64_t rows) {
+        row = first;
+        count = rows;
+        packs = static_cast<int>((rows + N - 1) / N);
         const uint64_t index = args.start + static_cast<uint64_t>(row);
-        const Nodes<N> at{room.keys, room.tree, symbols, s, static_cast<int>((count + N - 1) / N)};
-        const auto over_packs = [&](const auto& store) {
-            for (int p = 0; p < at.packs; ++p)
-                store(p, row + p * N, static_cast<int>(smaller<int64_t>(count - p * N, N)));
+        const int k = m.filter_level;
+        room.tree.start(index, packs);
+        room.star.start(index, packs);
+        if (k == 0) {
+            const int64_t words = 1 + (n_nodes(m, m.depth) - 1) / (m.arity - 1);
+            room.tree.fill(room.keys, 0, smaller<int64_t>(words, Draws<N>::capacity / packs_together<N>(m)));
+        }
+        const Nodes<N> above = at(top), inside = at(part);
+        draw_roots<N>(m, room.root, args.roots ? args.roots + row : nullptr, count, above);
+        store(0, 0, 1, top);
+        U roots[kMaxPacks];
+        for (int p = 0; p < packs; ++p) roots[p] = top[p];
+        const auto star = [&](int64_t i, int64_t n, const Nodes<N>& to) {
+            if (k == 0) return;
+            draw_star<N>(m, tables + m.depth, held, roots, i, n, room.star, to);
+            store(k, i, n, to.symbols);
         };
-        const auto store = [&](int d) {
+        if (parts.cut > k) star(0, n_nodes(m, k), above);
+        for (int d = k; d < parts.cut; ++d) {
             const int64_t n = n_nodes(m, d);
-            if (args.levels[d])
-                over_packs([&](int p, int64_t first, int rows) {
-                    store_tokens<N>([&](int64_t i) { return symbols[i * at.packs + p]; }, n, rows,
-                                    static_cast<Token*>(args.levels[d]) + first * n, n);
-                });
-        };
-        room.tree.start(index, at.packs);
-        if (k == 0) room.tree.fill(room.keys, 0, smaller<int64_t>(tree_words, Draws<N>::capacity / most));
-        draw_roots<N>(m, room.root, args.roots ? args.roots + row : nullptr, count, at);
-        store(0);
-        if (k > 0) {
-            room.star.start(index, at.packs);
-            draw_star<N>(m, tables + m.depth, held, room.star, at);
-            store(k);
+            expand_level<N>(m.levels[d], tables[d], {first_word(d), n}, above);
+            store(d + 1, 0, n * m.arity, top);
         }
-        for (int d = k; d < m.depth - packed; ++d) {
-            expand_level<N>(m.levels[d], tables[d], n_nodes(m, d), at);
-            store(d + 1);
-        }
-        if (packed && args.levels[m.depth]) {
-            expand_words<N>(tables[m.depth - 1], parents, at);
-            const int64_t bytes = n_leaves * static_cast<int64_t>(sizeof(Token));
-            over_packs([&](int p, int64_t first, int rows) {
-                store_words<N>([&](int64_t i) { return symbols[i * at.packs + p]; }, bytes / 4, rows,
-                               static_cast<char*>(args.levels[m.depth]) + first * bytes, bytes);
-            });
+        for (int64_t i = 0; i < parts.parts; ++i) {
+            if (parts.cut == k && k > 0) star(i * parts.nodes, parts.nodes, inside);
+            else if (parts.parts > 1)
+                for (int p = 0; p < packs; ++p) part[p] = top[i * packs + p];
+            expand(i, inside);
         }
     }
+
+  private:
+    HF_INLINE Nodes<N> at(U* symbols) const { return {room.keys, room.tree, symbols, m.arity, packs}; }
+    // The word of a level's first node, in heap order; and a part's nodes of it.
+    HF_INLINE int64_t first_word(int d) const { return 1 + (n_nodes(m, d) - 1) / (m.arity - 1); }
+    HF_INLINE LevelNodes own(int d, int64_t i) const {
+        const int64_t n = parts.nodes * n_nodes(m, d - parts.cut);
+        return {first_word(d) + i * n, n};
+    }
+
+    HF_INLINE void expand(int64_t i, const Nodes<N>& inside) {
+        for (int d = parts.cut; d < m.depth - packed; ++d) {
+            const LevelNodes nodes = own(d, i);
+            expand_level<N>(m.levels[d], tables[d], nodes, inside);
+            store(d + 1, i * nodes.n * m.arity, nodes.n * m.arity, part);
+        }
+        if (!packed || !args.levels[m.depth]) return;
+        const LevelNodes parents = own(m.depth - 1, i);
+        expand_words<N>(tables[m.depth - 1], parents, inside);
+        constexpr int64_t size = sizeof(Token);
+        const int64_t bytes = n_nodes(m, m.depth) * size, mine = parents.n * m.arity * size;
+        char* const out = static_cast<char*>(args.levels[m.depth]) + i * mine;
+        over_packs([&](int p, int64_t first, int rows) {
+            store_words<N>([&](int64_t w) { return part[w * packs + p]; }, mine / 4, rows, out + first * bytes, bytes);
+        });
+    }
+
+    // n nodes of level d from `first` on, if these are wanted.
+    HF_INLINE void store(int d, int64_t first_node, int64_t n, const U* symbols) {
+        if (!args.levels[d]) return;
+        const int64_t stride = n_nodes(m, d);
+        Token* const out = static_cast<Token*>(args.levels[d]) + first_node;
+        over_packs([&](int p, int64_t first, int rows) {
+            store_tokens<N>([&](int64_t i) { return symbols[i * packs + p]; }, n, rows, out + first * stride, stride);
+        });
+    }
+    template <class Store> HF_INLINE void over_packs(const Store& store) const {
+        for (int p = 0; p < packs; ++p)
+            store(p, row + p * N, static_cast<int>(smaller<int64_t>(count - p * N, N)));
+    }
+};
+
+template <int N, class Token>
+void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
+    auto& room = *static_cast<SampleRoom<N, Token>*>(scratch);
+    auto* const symbols = room.prepare(m, args);
+    if (drawn_beside<N>(m, args, begin, end, room.keys, room.root, room.levels(), symbols)) return;
+    Drawing<N, Token> drawing(m, args, room, symbols);
+    const int64_t most = N * packs_together<N>(m);
+    for (int64_t row = begin; row < end; row += most) drawing.draw(row, smaller<int64_t>(end - row, most));
 }
 
 } // namespace
