@@ -115,6 +115,11 @@ CASES = (
     Case("rare-root", lambda: Grammar.broadcast(2, 1.0), 3, (1.0, 1e-60)),
     Case("rarer-root", lambda: Grammar.broadcast(2, 0.9), 2, (1.0, 1e-200)),
     Case("levels-arity3-3-1-2", lambda: _per_level(11, [3, 1, 2], 3, 0.3), 2),
+    Case("arity4", lambda: Grammar.dense(2, 1.0, 16, arity=4), 1, (0.3, 0.7)),
+    Case("arity5", lambda: Grammar.log_normal(2, 2.0, 17, arity=5), 1),
+    Case("levels-arity6", lambda: _per_level(18, [3, 2], 6, 0.3), 1),
+    Case("arity7", lambda: Grammar.log_normal(2, 1.0, 19, arity=7), 1),
+    Case("arity8", lambda: Grammar.dense(2, 1.0, 20, arity=8), 1, (0.9, 0.1)),
     Case("depth-1", lambda: Grammar.dense(4, 1.0, 12), 1),
     Case("one-symbol", lambda: Grammar.from_tensor(np.ones((1, 1, 1))), 2),
     Case(

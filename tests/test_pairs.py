@@ -1,4 +1,4 @@
-"""Beliefs from fields where rules are a square of pairs: against the general text in double precision."""
+"""Beliefs from fields where rules are a square of pairs or lists: against the general text in double precision."""
 
 from __future__ import annotations
 
@@ -119,3 +119,23 @@ def test_the_judge_sees_a_wrong_rule(rng):
     a, b = (m.infer(log_fields=fields, backend=COMPILED[0]).leaves for m in (model, other))
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-7)
+
+
+# Arities with a text of their own and one beyond; enough nodes for several side by side and some left over.
+@pytest.mark.parametrize(
+    ("arity", "depth", "q", "rules"),
+    [(3, 1, 5, 5), (3, 4, 4, 3), (4, 3, 6, 6), (5, 2, 3, 2), (6, 2, 4, 4), (7, 2, 2, 2), (8, 2, 5, 9), (9, 2, 3, 3)],
+)  # fmt: skip
+def test_rules_of_many_children(arity, depth, q, rules, rng):
+    grammar = Grammar.log_normal(q, 1.0, q, rules_per_symbol=rules, arity=arity)
+    for k in range(depth + 1):
+        assert_judged(TreeModel(grammar, depth, filter_level=k), rng)
+
+
+def test_many_children_of_alphabets_that_change_with_the_level(rng):
+    grammar = Grammar.random_hierarchy(
+        vocab_size=5, rules_per_symbol=3, depth=3, n_classes=7, arity=4, seed=4
+    )
+    assert_judged(TreeModel(grammar, 3), rng)
+    ambiguous = Grammar.dense(3, 1.0, 2, arity=4)
+    assert_judged(TreeModel(ambiguous, 2, filter_level=1), rng)

@@ -1,6 +1,6 @@
-"""Trees too large for a cache are passed subtree by subtree: the answers are those of trees passed whole.
+"""Trees too large for a cache are drawn and passed subtree by subtree: as trees in one piece would be.
 
-Numba passes every tree whole, level by level, in a text of its own.
+Numba draws and passes every tree whole, level by level, in a text of its own.
 """
 
 from __future__ import annotations
@@ -68,6 +68,41 @@ def fields(name: str, strength: float) -> np.ndarray:
     h[3] = 0
     h[3, ::5, 0] = -np.inf
     return h
+
+
+# Parts have 512 leaves at most: trees of as many and of more; filter levels above, at and below where they begin.
+DRAWN = {
+    "512 leaves": (lambda: Grammar.published(4, 1.0, 0), 9, (0, 5, 9)),
+    "two parts": (lambda: Grammar.published(4, 1.0, 0), 10, (0, 1, 2, 9, 10)),
+    "many parts": (lambda: Grammar.published(6, 1.0, 0, rules_per_symbol=4), 14, (0, 3, 5, 6, 14)),
+    "three children": (lambda: Grammar.random_hierarchy(4, 4, 8, arity=3, seed=0), 8, (0, 2, 3, 8)),
+    "four": (lambda: Grammar.log_normal(8, 1.0, 1, rules_per_symbol=4, arity=4), 6, (0, 1, 2, 6)),
+    "five": (lambda: Grammar.log_normal(3, 1.0, 1, arity=5), 5, (0, 1, 4)),
+    "eight": (lambda: Grammar.log_normal(5, 1.0, 1, rules_per_symbol=7, arity=8), 4, (0, 1, 3, 4)),
+    "two bytes a token": (lambda: Grammar.log_normal(300, 1.0, 1, rules_per_symbol=2), 11, (0, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_trees_in_parts_are_those_of_the_stream(name: str) -> None:
+    """Every level, leaves alone, given roots; rows around the packs, of few rows and of many."""
+    make, depth, filter_levels = DRAWN[name]
+    for k in filter_levels:
+        m = TreeModel(make(), depth, k)
+        roots = np.arange(37) % m.alphabets[0]
+        # A range of rows that crosses a power of two of the stream's row index.
+        how = {"seed": 5, "start": (1 << 32) - 20}
+        want = m.sample(37, levels="all", backend="numba", **how)
+        given = m.sample(37, roots=roots, backend="numba", **how).leaves
+        for backend in COMPILED:
+            got = m.sample(37, levels="all", backend=backend, **how)
+            for d in m.existing_levels:
+                np.testing.assert_array_equal(got.levels[d], want.levels[d], err_msg=f"{k} {d}")
+            for n in (1, 16, 33):
+                alone = m.sample(n, backend=backend, **how).leaves
+                np.testing.assert_array_equal(alone, want.leaves[:n])
+            from_roots = m.sample(37, roots=roots, backend=backend, **how).leaves
+            np.testing.assert_array_equal(from_roots, given)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

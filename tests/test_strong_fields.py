@@ -197,3 +197,30 @@ def test_contradictions_of_any_strength(dtype: str, k: int) -> None:
         np.testing.assert_allclose(
             got.root, root, rtol=0, atol=2e-4 if dtype == "float32" else 1e-9
         )
+
+
+@pytest.mark.parametrize("arity", [2, 3, 4])
+def test_what_normalising_loses_is_found_out(arity: int) -> None:
+    """Subtrees that rule out each other's symbol, and a third symbol that each finds half as unlikely.
+
+    Messages of products that were in range are normalised to what is not, or to what the next products are
+    not: over some strengths both symbols are lost so, and the third is not. Nothing vanishes, and only who
+    looks at what normalising leaves knows that two are missing.
+    """
+    model = TreeModel(Grammar.broadcast(3, 1.0, arity=arity), 3)
+    below = np.linspace(10, 400, 2000)[:, None, None]  # nats over the leaves of a subtree
+    h = np.zeros((len(below), arity, arity**2, 3))
+    for i, unlikely in enumerate([1] * (arity // 2) + [0] * (arity // 2)):
+        h[:, i, :, unlikely] = -below[..., 0] / arity**2
+        h[:, i, :, 2] = -below[..., 0] / arity**2 / 2 + 1 / arity**2
+    h = h.reshape(len(below), model.n_leaves, 3)
+    # One symbol everywhere: the evidence is a sum of three terms.
+    terms = h.sum(axis=1) + np.log(model.root_prior)
+    exact = np.logaddexp.reduce(terms, axis=1)
+    root = np.exp(terms - exact[:, None])
+    for backend in COMPILED:
+        got = model.infer(log_fields=h, backend=backend)
+        np.testing.assert_allclose(got.log_evidence, exact, rtol=2e-6)
+        np.testing.assert_allclose(got.root, root, rtol=0, atol=3e-4)
+        leaves = np.repeat(root[:, None], model.n_leaves, axis=1)
+        np.testing.assert_allclose(got.leaves, leaves, rtol=0, atol=3e-4)
