@@ -21,9 +21,9 @@ constexpr int64_t kPartLeaves = 512;
 #else
 constexpr int64_t kPartLeaves = 0;
 #endif
-// Tables of how many entries are laid out anew: always; and at most, where a call has that many rows for every entry.
-constexpr int64_t kSmallTable = 128, kLargestTable = 1 << 14, kRowsPerEntry = 2;
-constexpr int64_t kRowsPerStarEntry = 16; // of one node's table, which a row asks once
+// Tables of how many entries are laid out anew: always; and at most, where a call draws that often for every entry.
+constexpr int64_t kSmallTable = 128, kLargestTable = 1 << 14, kDrawsPerEntry = 4;
+constexpr int64_t kDrawsPerStarEntry = 16; // of one node's table
 
 // How many packs are drawn together: their words, and their symbols, are to stay in the nearest cache.
 template <int N> HF_INLINE int packs_together(const hf_model& m) {
@@ -67,22 +67,34 @@ template <int N, class Token> struct SampleRoom {
         const int64_t n = n_nodes(m, m.filter_level);
         return n <= kLargestTable && n * (int64_t(m.alphabets[0]) << m.star_bits) <= kLargestTable ? n : 0;
     }
-    // Calls work(table, cuts, picks, parents, bits, arity, entries) for every table of a model that can be laid out.
+    // Whether level d draws from the table of the level above.
+    static bool shares(const hf_model& m, int d) {
+        return d > m.filter_level && m.levels[d].cuts == m.levels[d - 1].cuts &&
+               m.levels[d].picks == m.levels[d - 1].picks && m.levels[d].n_parents == m.levels[d - 1].n_parents;
+    }
+    // Calls work(table, cuts, picks, parents, bits, arity, entries, draws) for every table of a model that can be laid
+    // out; `draws`: how often a row asks it.
     template <class Work> static void over_tables(const hf_model& m, SampleRoom* room, const Work& work) {
         Table* tables = room ? room->levels() : nullptr;
-        work(room ? &room->root : nullptr, m.prior_cuts, nullptr, 1, m.prior_bits, 1, int64_t(1) << m.prior_bits);
-        for (int d = m.filter_level; d < m.depth; ++d) {
+        work(room ? &room->root : nullptr, m.prior_cuts, nullptr, 1, m.prior_bits, 1, int64_t(1) << m.prior_bits, 1);
+        for (int d = m.filter_level, next = d; d < m.depth; d = next) {
+            int64_t draws = 0;
+            do draws += n_nodes(m, next);
+            while (++next < m.depth && shares(m, next));
             const hf_level& l = m.levels[d];
-            work(tables + d, l.cuts, l.picks, l.n_parents, l.cut_bits, m.arity, int64_t(l.n_parents) << l.cut_bits);
+            work(tables + d, l.cuts, l.picks, l.n_parents, l.cut_bits, m.arity, int64_t(l.n_parents) << l.cut_bits,
+                 draws);
+            for (int e = d + 1; room && e < next; ++e) tables[e] = tables[d];
         }
         const int64_t n = star_nodes(m), entries = int64_t(m.alphabets[0]) << m.star_bits;
         for (int64_t i = 0; i < n; ++i)
-            work(tables + m.depth + i, m.star_cuts + i * entries, nullptr, m.alphabets[0], m.star_bits, 1, n * entries);
+            work(tables + m.depth + i, m.star_cuts + i * entries, nullptr, m.alphabets[0], m.star_bits, 1, n * entries,
+                 1);
     }
     static size_t bytes(const hf_model& m) {
         int64_t packs = SampleParts(m).symbols(m) * packs_together<N>(m);
         if (kRegisters<N> > 0)
-            over_tables(m, nullptr, [&](const Table*, auto, auto, int parents, int bits, int, int64_t entries) {
+            over_tables(m, nullptr, [&](const Table*, auto, auto, int parents, int bits, int, int64_t entries, int64_t) {
                 if (entries <= kLargestTable) packs += Table::size(parents, bits);
             });
         return sizeof(SampleRoom) + static_cast<size_t>(packs) * sizeof(U) + table_bytes(m);
@@ -103,12 +115,12 @@ template <int N, class Token> struct SampleRoom {
         star.purpose = kPurposeStar;
         memory += SampleParts(m).symbols(m) * packs_together<N>(m);
         const auto lay_out = [&](Table* table, const uint32_t* cuts, const uint32_t* picks, int parents, int bits,
-                                 int arity, int64_t entries) {
+                                 int arity, int64_t entries, int64_t draws) {
             table->tables = nullptr;
             if (kRegisters<N> == 0 || entries > kLargestTable) return;
             const int64_t own = int64_t(parents) << bits; // of a star's tables `entries` are those of all
-            if (entries > kSmallTable && args.n < (own < entries ? kRowsPerStarEntry * own : kRowsPerEntry * own))
-                return;
+            const int64_t least = own < entries ? kDrawsPerStarEntry : kDrawsPerEntry;
+            if (entries > kSmallTable && args.n < (least * own + draws - 1) / draws) return;
             table->fill(cuts, picks, parents, bits, arity, memory);
             memory += Table::size(parents, bits);
         };
