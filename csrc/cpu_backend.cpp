@@ -40,7 +40,7 @@ void sample(const hf_model* m, const hf_sample_args* args, int64_t begin, int64_
 // ----------------------------------------------------------------------------------- inference
 
 template <class P> size_t layout_bytes(const hf_model& m, const hf_infer_args& args, bool whole) {
-    return static_cast<size_t>(Layout<P>(m, args, whole).size) * sizeof(typename P::V);
+    return KeptPlan<P>::bytes() + static_cast<size_t>(Layout<P>(m, args, whole).size) * sizeof(typename P::V);
 }
 template <class P> size_t infer_bytes(const hf_model& m, const hf_infer_args& args) {
     return layout_bytes<P>(m, args, false) + static_cast<size_t>(Plan<P>::rule_bytes(m, args));
@@ -85,7 +85,7 @@ void choose(const hf_model* m, const hf_choose_args* args, int64_t begin, int64_
 }
 
 template <class P> size_t tangent_bytes(const hf_model& m, const hf_tangent_args& args) {
-    return static_cast<size_t>(TangentLayout<P>(m, args).size) * sizeof(typename P::V);
+    return KeptPlan<P>::bytes() + static_cast<size_t>(TangentLayout<P>(m, args).size) * sizeof(typename P::V);
 }
 
 size_t tangent_scratch(const hf_model* m, const hf_tangent_args* args, int32_t narrow) {

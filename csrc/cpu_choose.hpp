@@ -51,7 +51,8 @@ template <class P>
 void choose_rows(const hf_model& m, const hf_choose_args& args, int64_t begin, int64_t end, void* scratch) {
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // trees need the messages of every level
-    const Plan<P> plan(m, evidence);
+    const Plan<P>& plan = KeptPlan<P>::of(m, evidence, scratch, true);
+    scratch = KeptPlan<P>::room(scratch);
     const Scaling<P> scaling{false, args.n_samples > 0 ? plan.lift(m, evidence) : 0}; // sums alone are lifted
     const FlushSubnormals flush(scaling.lift > 0);
     for (int64_t row = begin; row < end; row += P::lanes) {

@@ -264,6 +264,14 @@ template <class P, int S> struct Passes {
         spend(worst(2));
     }
 
+    // Calls with the alphabet, and whether sums may be fused.
+    template <class Call> HF_INLINE void with_sums(const hf_level& level, const Call& call) const {
+        with_alphabet<P, false>(level, [&](auto q) {
+            if (args.log_fields) call(q, std::true_type());
+            else call(q, std::false_type());
+        });
+    }
+
     // One level upward, to n nodes of level d, in the way that suits its rules and the evidence.
     HF_INLINE void upward_from(int d, int64_t n, V* to) {
         const hf_level& level = m.levels[d];
@@ -274,9 +282,12 @@ template <class P, int S> struct Passes {
                     upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), to, total, range, bounds[d],
                                                   at(d));
                 });
+            else if (plan.all_pairs[d])
+                with_sums(level, [&](auto q, auto soft) {
+                    upward_level_dense<P, q.size, soft.value>(level, n, nu(d + 1), to, total, range, bounds[d], at(d));
+                });
             else if (args.log_fields)
                 upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), to, total, range, bounds[d], at(d));
-            else if (plan.all_pairs[d]) upward_all_pairs<P, 4>(level, n, nu(d + 1), to, total, range, bounds[d]);
             else
                 with_alphabet<P, false>(level, [&](auto q) {
                     upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), to, total, range, bounds[d]);
@@ -297,6 +308,10 @@ template <class P, int S> struct Passes {
                 with_alphabet<P, true>(level, [&](auto q) {
                     downward_level_pairs<P, q.size>(level, plan.squares[d], n, mu, nu(d + 1), below, range, bound,
                                                     at(d));
+                });
+            else if (plan.all_pairs[d])
+                with_sums(level, [&](auto q, auto soft) {
+                    downward_level_dense<P, q.size, soft.value>(level, n, mu, nu(d + 1), below, range, bound, at(d));
                 });
             else if (args.log_fields)
                 downward_level<P, 2, 0, false, true>(level, 2, n, mu, nu(d + 1), below, range, bound, at(d));
@@ -360,7 +375,8 @@ template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args
 
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
-    const Plan<P> plan(m, args, scratch);
+    const Plan<P>& plan = KeptPlan<P>::of(m, args, scratch, false);
+    scratch = KeptPlan<P>::room(scratch);
     const auto infer = [&](int64_t row, Scaling<P> scaling) {
         const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
         return m.arity == 2 ? infer_pack<P, 2>(m, args, rows, plan, scratch, scaling)

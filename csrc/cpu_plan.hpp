@@ -6,13 +6,22 @@
 #include "tree_pairs.hpp"
 #include "tree_rules.hpp"
 
+#include <new>
+
 namespace HF_NAMESPACE {
 namespace {
 
 template <class T> T smallest_positive(const T* x, int64_t n) {
-    T smallest = T(1);
-    for (int64_t i = 0; i < n; ++i) smallest = x[i] > 0 && x[i] < smallest ? x[i] : smallest;
-    return smallest;
+    constexpr int side = 16; // searches side by side
+    T least[side];
+    for (T& own : least) own = T(1);
+    const auto look = [&](int l, T value) { least[l] = value > 0 && value < least[l] ? value : least[l]; };
+    int64_t i = 0;
+    for (; i + side <= n; i += side)
+        for (int l = 0; l < side; ++l) look(l, x[i + l]);
+    for (; i < n; ++i) look(0, x[i]);
+    for (int l = 1; l < side; ++l) look(0, least[l]);
+    return least[0];
 }
 
 // What a call needs to know of its model, besides the model itself.
@@ -22,7 +31,7 @@ template <class P> struct Plan {
     TableShape table;
     T least_up[64]; // of a level's rules, as next_bound wants it
     T least_down[64];
-    bool all_pairs[64];        // whether they are all there can be
+    bool all_pairs[64];        // whether a level's rules are all there can be
     PairSquare<P> squares[64]; // of soft evidence, where there is one:
     RuleLists<P> rules[64];    // of two children, of more
     int deepest;               // level that an output asks the downward pass for
@@ -36,9 +45,11 @@ template <class P> struct Plan {
           counts(args.counts != nullptr) {
         if (args.log_fields && scratch) lay_out(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
         for (int d = m.filter_level; d < m.depth; ++d) {
-            least_up[d] = smallest_positive(Numbers<T>::prob(m.levels[d]), m.levels[d].n_rules) / 4;
+            const bool told = told_before(m, d);
+            const hf_level& level = m.levels[d];
+            least_up[d] = told ? least_up[d - 1] : smallest_positive(Numbers<T>::prob(level), level.n_rules) / 4;
             least_down[d] = least_up[d] / static_cast<T>(m.alphabets[d]);
-            all_pairs[d] = m.arity == 2 && m.alphabets[d] == 4 && has_all_pairs(m.levels[d], 4);
+            all_pairs[d] = told ? all_pairs[d - 1] : m.arity == 2 && has_all_pairs(level);
         }
         deepest = args.leave_one_out ? m.depth : args.counts ? m.depth - 1 : args.star_pairs ? 1 : 0;
         for (int d = 1; d <= m.depth; ++d)
@@ -89,6 +100,22 @@ template <class P> struct Plan {
             if (RuleLists<P>::serves(m.arity)) rules[d].fill(level, m.arity, memory);
             memory += level_bytes(m, d);
         }
+    }
+};
+
+// A thread's scratch begins with its plan, made with the first block of rows: the dispatcher clears `ready`.
+template <class P> struct KeptPlan {
+    uint64_t ready;
+    Plan<P> plan;
+
+    static constexpr size_t bytes() { return (sizeof(KeptPlan) + 63) / 64 * 64; }
+    static void* room(void* scratch) { return static_cast<char*>(scratch) + bytes(); } // for everything else
+    // `whole`: as Layout has it.
+    static const Plan<P>& of(const hf_model& m, const hf_infer_args& args, void* scratch, bool whole) {
+        auto* const kept = static_cast<KeptPlan*>(scratch);
+        if (!kept->ready) new (&kept->plan) Plan<P>(m, args, whole ? nullptr : room(scratch));
+        kept->ready = 1;
+        return kept->plan;
     }
 };
 

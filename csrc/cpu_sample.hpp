@@ -31,8 +31,9 @@ template <int N> HF_INLINE int packs_together(const hf_model& m) {
     return static_cast<int>(larger<int64_t>(1, smaller<int64_t>(together, kMaxPacks)));
 }
 
-// A large tree is drawn in parts, so that symbols stay in a near cache: down to level `cut` at once, and from there some
-// neighbouring nodes after others, with all below them. Nodes of the filter level are not drawn before their part is.
+// A large tree is drawn in parts, so that symbols stay in a near cache: down to level `cut` at once, and from there
+// some neighbouring nodes after others, with all below them. Nodes of the filter level are not drawn before their part
+// is.
 struct SampleParts {
     int cut; // 0 and one part: the tree
     int64_t nodes = 1, parts, top;
@@ -94,9 +95,10 @@ template <int N, class Token> struct SampleRoom {
     static size_t bytes(const hf_model& m) {
         int64_t packs = SampleParts(m).symbols(m) * packs_together<N>(m);
         if (kRegisters<N> > 0)
-            over_tables(m, nullptr, [&](const Table*, auto, auto, int parents, int bits, int, int64_t entries, int64_t) {
-                if (entries <= kLargestTable) packs += Table::size(parents, bits);
-            });
+            over_tables(m, nullptr,
+                        [&](const Table*, auto, auto, int parents, int bits, int, int64_t entries, int64_t) {
+                            if (entries <= kLargestTable) packs += Table::size(parents, bits);
+                        });
         return sizeof(SampleRoom) + static_cast<size_t>(packs) * sizeof(U) + table_bytes(m);
     }
     static size_t table_bytes(const hf_model& m) {
@@ -144,9 +146,8 @@ struct LevelNodes {
 };
 
 // These draw their rules and become n * s: from the last node to the first, in place.
-template <int N, class Token>
-HF_NOINLINE void expand_level(const hf_level& level, const StepTable<N, Token>& table, LevelNodes own,
-                            const Nodes<N>& at) {
+template <int N, class Token> HF_NOINLINE void expand_level(const hf_level& level, const StepTable<N, Token>& table,
+                                                            LevelNodes own, const Nodes<N>& at) {
     using U = typename LaneType<uint32_t, N>::type;
     constexpr int child_bits = 8 * sizeof(Token);
     constexpr uint32_t child_mask = (1u << child_bits) - 1;
@@ -358,8 +359,7 @@ template <int N, class Token> struct Drawing {
         });
     }
     template <class Store> HF_INLINE void over_packs(const Store& store) const {
-        for (int p = 0; p < packs; ++p)
-            store(p, row + p * N, static_cast<int>(smaller<int64_t>(count - p * N, N)));
+        for (int p = 0; p < packs; ++p) store(p, row + p * N, static_cast<int>(smaller<int64_t>(count - p * N, N)));
     }
 };
 

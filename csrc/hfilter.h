@@ -216,8 +216,8 @@ typedef struct hf_backend {
     // Bytes of scratch one worker needs; `narrow` asks for the one-lane version.
     size_t (*sample_scratch)(const hf_model*, int32_t narrow);
     size_t (*infer_scratch)(const hf_model*, const hf_infer_args*, int32_t narrow);
-    // Rows begin <= i < end, with 64-byte aligned scratch of the size asked for above. That of `sample` begins with 8
-    // bytes of zero on a thread's first block of a call; what is prepared in it then serves the others.
+    // Rows begin <= i < end, with 64-byte aligned scratch of the size asked for above. It begins with 8 bytes of zero
+    // on a thread's first block of a call; what is prepared in it then serves the others.
     void (*sample)(const hf_model*, const hf_sample_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     void (*infer)(const hf_model*, const hf_infer_args*, int64_t begin, int64_t end, int32_t narrow, void* scratch);
     size_t (*choose_scratch)(const hf_model*, const hf_choose_args*, int32_t narrow);

@@ -1,39 +1,146 @@
-// One level upward where every symbol has a rule for every pair of children: nothing is looked up in the rules.
+// The passes where every symbol has a rule for every pair of children. Nothing is looked up in the rules, and sums that
+// do not wait for one another stand side by side: of some parents upward, of some children downward. The order of
+// operations within a sum is that of tree_messages.hpp.
+//
+// The floor is two operations a rule upward and four downward, or half of that where they may be fused: with two of
+// them a cycle, 1 and 2 cycles a rule and node, or .5 and 1.
 #pragma once
 
 #include "tree_messages.hpp"
 
 namespace HF_NAMESPACE {
+namespace {
 
-// Whether the rules of a level are all there can be, among q symbols.
-inline bool has_all_pairs(const hf_level& level, int q) {
-    if (level.n_parents != q || level.n_symbols != q || level.n_rules != q * q * q) return false;
-    for (int rule = 0; rule < level.n_rules; ++rule)
-        if (level.children[2 * rule] != rule / q % q || level.children[2 * rule + 1] != rule % q) return false;
-    for (int a = 0; a <= q; ++a)
+// Whether the rules of a level, of arity 2, are all there can be.
+inline bool has_all_pairs(const hf_level& level) {
+    const int qp = level.n_parents, q = level.n_symbols;
+    if (level.n_rules != int64_t(qp) * q * q) return false;
+    for (int a = 0; a <= qp; ++a)
         if (level.first[a] != a * q * q) return false;
+    const int32_t* child = level.children;
+    for (int a = 0; a < qp; ++a)
+        for (int b = 0; b < q; ++b)
+            for (int c = 0; c < q; ++c, child += 2)
+                if (child[0] != b || child[1] != c) return false;
     return true;
 }
 
-// As upward_level of such rules, with the same order of operations.
-template <class P, int Q> HF_INLINE void upward_all_pairs(const hf_level& level, int64_t n, const typename P::V* below,
-                                                          typename P::V* nu, typename P::I& total, Range<P>& range,
-                                                          typename P::Scalar& bound) {
-    using V = typename P::V;
-    for (int64_t i = 0; i < n; ++i) {
-        const V *left = below + i * 2 * Q, *right = left + Q;
-        const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
-        for (int a = 0; a < Q; ++a) {
-            V sum{};
-            for (int b = 0; b < Q; ++b, prob += Q) {
-                V inner = prob[0] * right[0];
-                for (int c = 1; c < Q; ++c) inner = inner + prob[c] * right[c];
-                sum = sum + inner * left[b];
-            }
-            nu[i * Q + a] = sum;
+// Q as in tree_messages.hpp. Sums side by side: `kSums` of a node, of so many nodes; they and what they are made of
+// stay in registers.
+constexpr int kSums = 4, kDenseNodes = kRegisterBytes == 64 ? 2 : 1;
+
+// sum_c p(i, c) * message(c) for A rows of probabilities, `stride` apart, and U messages, `apart` from each other.
+template <class P, int A, int U, bool Fused>
+HF_INLINE void dense_products(const typename P::Scalar* prob, int64_t stride, int q, const typename P::V* message,
+                              int64_t apart, typename P::V (&sum)[U][A]) {
+    for (int i = 0; i < A; ++i)
+        for (int u = 0; u < U; ++u) sum[u][i] = splat<P>(prob[i * stride]) * message[u * apart];
+    for (int c = 1; c < q; ++c)
+        for (int i = 0; i < A; ++i) {
+            const typename P::V p = splat<P>(prob[i * stride + c]);
+            for (int u = 0; u < U; ++u) sum[u][i] = plus_product<P, Fused>(sum[u][i], p, message[u * apart + c]);
         }
-    }
-    total += rescale_level<P>(nu, n, Q, range, bound);
 }
 
+// nu(a) of A parents from `a` on, for U nodes.
+template <class P, int Q, int A, int U, bool Fused>
+HF_INLINE void upward_dense(const hf_level& level, int a, const typename P::V* child, typename P::V* nu) {
+    using V = typename P::V;
+    const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + int64_t(a) * q * q;
+    V sum[U][A] = {};
+    for (int b = 0; b < q; ++b, prob += q) {
+        V inner[U][A];
+        dense_products<P, A, U, Fused>(prob, int64_t(q) * q, q, child + q, 2 * q, inner);
+        for (int i = 0; i < A; ++i)
+            for (int u = 0; u < U; ++u)
+                sum[u][i] = plus_product<P, Fused>(sum[u][i], inner[u][i], child[2 * u * q + b]);
+    }
+    for (int u = 0; u < U; ++u)
+        for (int i = 0; i < A; ++i) nu[u * qp + a + i] = sum[u][i];
+}
+
+// mu_left(b) of A symbols from `b` on, for U nodes.
+template <class P, int Q, int A, int U, bool Fused>
+HF_INLINE void downward_dense_left(const hf_level& level, int b, const typename P::V* mu, const typename P::V* nu,
+                                   typename P::V* out) {
+    using V = typename P::V;
+    const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + b * q;
+    V sum[U][A] = {};
+    for (int a = 0; a < qp; ++a, prob += q * q) {
+        V inner[U][A];
+        dense_products<P, A, U, Fused>(prob, q, q, nu + q, 2 * q, inner);
+        for (int i = 0; i < A; ++i)
+            for (int u = 0; u < U; ++u) sum[u][i] = plus_product<P, Fused>(sum[u][i], mu[u * qp + a], inner[u][i]);
+    }
+    for (int u = 0; u < U; ++u)
+        for (int i = 0; i < A; ++i) out[2 * u * q + b + i] = sum[u][i];
+}
+
+// mu_right(c) of A symbols from `c` on, for U nodes.
+template <class P, int Q, int A, int U, bool Fused>
+HF_INLINE void downward_dense_right(const hf_level& level, int c, const typename P::V* mu, const typename P::V* nu,
+                                    typename P::V* out) {
+    using V = typename P::V;
+    const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + c;
+    V sum[U][A] = {};
+    for (int a = 0; a < qp; ++a)
+        for (int b = 0; b < q; ++b, prob += q) {
+            V left[U];
+            for (int u = 0; u < U; ++u) left[u] = mu[u * qp + a] * nu[2 * u * q + b];
+            for (int i = 0; i < A; ++i) {
+                const V p = splat<P>(prob[i]);
+                for (int u = 0; u < U; ++u) sum[u][i] = plus_product<P, Fused>(sum[u][i], left[u], p);
+            }
+        }
+    for (int u = 0; u < U; ++u)
+        for (int i = 0; i < A; ++i) out[(2 * u + 1) * q + c + i] = sum[u][i];
+}
+
+// Calls with a first symbol and how many of them, until all q are done.
+template <class Work> HF_INLINE void over_symbols(int q, const Work& work) {
+    int a = 0;
+    for (; a + kSums <= q; a += kSums) work(a, std::integral_constant<int, kSums>());
+    for (; a < q; ++a) work(a, std::integral_constant<int, 1>());
+}
+// And with a first node.
+template <class Work> HF_INLINE void over_nodes(int64_t n, const Work& work) {
+    int64_t i = 0;
+    for (; i + kDenseNodes <= n; i += kDenseNodes) work(i, std::integral_constant<int, kDenseNodes>());
+    if constexpr (kDenseNodes > 1)
+        for (; i < n; ++i) work(i, std::integral_constant<int, 1>());
+}
+
+template <class P, int Q, bool Fused>
+HF_NOINLINE void upward_level_dense(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
+                                    typename P::I& total, Range<P>& range, typename P::Scalar& bound,
+                                    Scaling<P> scaling) {
+    const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
+    over_nodes(n, [&](int64_t i, auto nodes) {
+        over_symbols(qp, [&](int a, auto sums) {
+            upward_dense<P, Q, sums.value, nodes.value, Fused>(level, a, below + 2 * i * q, nu + i * qp);
+        });
+    });
+    total += rescale_level<P>(nu, n, qp, range, bound, scaling);
+}
+
+template <class P, int Q, bool Fused>
+HF_NOINLINE void downward_level_dense(const hf_level& level, int64_t n, const typename P::V* mu,
+                                      const typename P::V* nu_below, typename P::V* mu_below, Range<P>& range,
+                                      typename P::Scalar& bound, Scaling<P> scaling) {
+    const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
+    over_nodes(n, [&](int64_t i, auto nodes) {
+        const typename P::V *of = mu + i * qp, *nu = nu_below + 2 * i * q;
+        typename P::V* out = mu_below + 2 * i * q;
+        over_symbols(q, [&](int b, auto sums) {
+            downward_dense_left<P, Q, sums.value, nodes.value, Fused>(level, b, of, nu, out);
+            downward_dense_right<P, Q, sums.value, nodes.value, Fused>(level, b, of, nu, out);
+        });
+    });
+    rescale_level<P>(mu_below, 2 * n, q, range, bound, scaling);
+}
+
+} // namespace
 } // namespace HF_NAMESPACE

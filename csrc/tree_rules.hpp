@@ -1,6 +1,6 @@
-// The passes of soft evidence for rules of three to eight children, in the packs that large calls are made of. Every rule
-// is listed with where its messages lie; downward the rules come in order of their first child, the sum of which stays
-// in a register. A rule of s children takes s operations upward and 3 s - 3 downward, of which s are sums.
+// The passes of soft evidence for rules of three to eight children, in the packs that large calls are made of. Every
+// rule is listed with where its messages lie; downward the rules come in order of their first child, the sum of which
+// stays in a register. A rule of s children takes s operations upward and 3 s - 3 downward, of which s are sums.
 #pragma once
 
 #include "tree_pairs.hpp"
@@ -22,7 +22,8 @@ template <class P> struct RuleLists {
     static HF_INLINE int64_t bytes(const hf_level& level, int arity) {
         if (!serves(arity)) return 0;
         const int64_t rules = level.n_rules;
-        const int64_t all = rules * (2 * arity * static_cast<int64_t>(sizeof(int32_t)) + static_cast<int64_t>(sizeof(T)));
+        const int64_t all =
+            rules * (2 * arity * static_cast<int64_t>(sizeof(int32_t)) + static_cast<int64_t>(sizeof(T)));
         return (all + (level.n_symbols + 1) * static_cast<int64_t>(sizeof(int32_t)) + 63) / 64 * 64;
     }
 
@@ -94,9 +95,9 @@ template <class P, int S, int U> HF_INLINE void upward_rules(const hf_level& lev
 }
 
 // mu_child_r(b) = sum over rules with b at place r of mu(a) * p * prod_{r' != r} nu_child_r'(b_r'), for U nodes.
-template <class P, int S, int U>
-HF_INLINE void downward_rules(const hf_level& level, const RuleLists<P>& rules, const typename P::V* mu,
-                              const typename P::V* nu, typename P::V* out) {
+template <class P, int S, int U> HF_INLINE void downward_rules(const hf_level& level, const RuleLists<P>& rules,
+                                                               const typename P::V* mu, const typename P::V* nu,
+                                                               typename P::V* out) {
     using V = typename P::V;
     const int qp = level.n_parents, q = level.n_symbols, children = S * q;
     const typename P::Scalar* prob = rules.prob;
@@ -129,10 +130,10 @@ HF_INLINE void downward_rules(const hf_level& level, const RuleLists<P>& rules, 
     }
 }
 
-template <class P, int S>
-HF_NOINLINE void upward_level_rules(const hf_level& level, const RuleLists<P>& rules, int64_t n,
-                                    const typename P::V* below, typename P::V* nu, typename P::I& total,
-                                    Range<P>& range, typename P::Scalar& bound, Scaling<P> scaling) {
+template <class P, int S> HF_NOINLINE void upward_level_rules(const hf_level& level, const RuleLists<P>& rules,
+                                                              int64_t n, const typename P::V* below, typename P::V* nu,
+                                                              typename P::I& total, Range<P>& range,
+                                                              typename P::Scalar& bound, Scaling<P> scaling) {
     const int qp = level.n_parents;
     const int64_t children = int64_t(S) * level.n_symbols;
     int64_t i = 0;

@@ -20,7 +20,9 @@ try:
     not_built = ""
 except ImportError as error:
     _cpu = None
-    if (Path(__file__).parents[1] / "csrc").is_dir():
+    if not isinstance(error, ModuleNotFoundError):  # it is there, and something it needs is not
+        not_built = f"module _cpu cannot be loaded ({error}); install hfilter again"
+    elif (Path(__file__).parents[1] / "csrc").is_dir():
         not_built = (
             "hfilter was imported from its source tree, where no compiled module lies; start Python in "
             "another folder, or with -P, to get the installed package"

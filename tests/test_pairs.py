@@ -1,4 +1,4 @@
-"""Beliefs from fields where rules are a square of pairs or lists: against the general text in double precision."""
+"""Beliefs where rules have a text of their own (squares, lists, all there can be): against the general text."""
 
 from __future__ import annotations
 
@@ -139,3 +139,29 @@ def test_many_children_of_alphabets_that_change_with_the_level(rng):
     assert_judged(TreeModel(grammar, 3), rng)
     ambiguous = Grammar.dense(3, 1.0, 2, arity=4)
     assert_judged(TreeModel(ambiguous, 2, filter_level=1), rng)
+
+
+# Sums stand four to a group and one node or two beside each other: alphabets and trees with some left over.
+@pytest.mark.parametrize(("q", "depth"), [(4, 3), (5, 4), (7, 2), (8, 1), (9, 3), (16, 2), (18, 2)])
+def test_grammars_of_all_rules(q, depth, rng):
+    """Of tokens to the last bit, as Numba walks the rules one after the other."""
+    for k in range(0, depth + 1, 2):
+        model = TreeModel(Grammar.dense(q, 1.0, q), depth, filter_level=k)
+        assert_judged(model, rng)
+        leaves = model.sample(ROWS, seed=1).leaves
+        hidden = rng.random(leaves.shape) < 0.3
+        want = model.infer(leaves, hidden, levels="all", backend="numba")
+        without = model.leave_one_out(leaves, hidden, backend="numba")
+        for name in COMPILED:
+            got = model.infer(leaves, hidden, levels="all", backend=name)
+            for d in model.existing_levels:
+                np.testing.assert_array_equal(got.level(d), want.level(d))
+            np.testing.assert_array_equal(
+                model.leave_one_out(leaves, hidden, backend=name), without
+            )
+
+
+def test_all_rules_of_alphabets_that_change_with_the_level(rng):
+    tensors = [rng.random((a, b, b)) + 0.1 for a, b in ((3, 6), (6, 5), (5, 9))]
+    tensors = [t / t.sum(axis=(1, 2), keepdims=True) for t in tensors]
+    assert_judged(TreeModel(Grammar.from_tensor(tensors), 3), rng)
