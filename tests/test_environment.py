@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,7 +228,7 @@ INTERRUPTED = """
 import signal, sys, time
 import hfilter
 model = hfilter.TreeModel(hfilter.Grammar.dense(16, 1.0, 0), 12)
-leaves = model.sample(2_000, seed=1).leaves
+leaves = model.sample(20_000, seed=1).leaves
 def alarm(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, alarm)
@@ -323,3 +324,17 @@ def test_models_copy_and_pickle_but_do_not_change() -> None:
         model.filter_level = 2
     with pytest.raises(AttributeError, match="immutable"):
         model.grammar.spec = {}
+
+
+def test_a_module_that_cannot_be_loaded_says_so(tmp_path: Path) -> None:
+    package = tmp_path / "hfilter"
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(Path(hfilter.__file__).parent, package, ignore=ignored)
+    (package / "_cpu.so").write_bytes(b"of another machine")
+    ask = "import hfilter; print(hfilter.backends()['portable'].reason)"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", ask],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "cannot be loaded" in found.stdout
+    assert "install hfilter again" in found.stdout
