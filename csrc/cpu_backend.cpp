@@ -51,8 +51,10 @@ size_t infer_scratch(const hf_model* m, const hf_infer_args* args, int32_t narro
     if (args->value_bytes == 8)
         return narrow ? infer_bytes<Pack<double, 1>>(*m, *args) : infer_bytes<Pack<double, kLanes64>>(*m, *args);
     if (narrow) return infer_bytes<Pack<float, 1>>(*m, *args);
-    const int64_t parse = asks_one_out_alone(*m, *args) ? parse_packs<Wide>(*m) : 0;
-    return larger(infer_bytes<Wide>(*m, *args), static_cast<size_t>(parse) * sizeof(Wide::V));
+    const int64_t parse = asks_one_out_alone(*m, *args) ? parse_packs<Wide>(*m)
+                          : asks_root_alone(*m, *args)  ? RootParse<Wide>::packs(*m)
+                                                        : 0;
+    return larger(infer_bytes<Wide>(*m, *args), KeptPlan<Wide>::bytes() + static_cast<size_t>(parse) * sizeof(Wide::V));
 }
 
 void infer(const hf_model* m, const hf_infer_args* args, int64_t begin, int64_t end, int32_t narrow, void* scratch) {

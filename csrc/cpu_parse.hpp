@@ -4,10 +4,7 @@
 // The text of tree_messages.hpp multiplies in the same order and adds zeros: the answers are its own to the last bit.
 #pragma once
 
-#include "cpu_infer.hpp"
-#include "parse_table.hpp"
-
-#include <type_traits>
+#include "cpu_parse_root.hpp"
 
 namespace HF_NAMESPACE {
 namespace {
@@ -29,31 +26,6 @@ template <class P> int64_t parse_packs(const hf_model& m) {
 template <class P> constexpr bool parses(int width) {
     return sizeof(typename P::Scalar) == 4 && (P::lanes == 16 || (P::lanes == 8 && width <= 8));
 }
-
-// How many entries a table of pairs may have to be looked up by permutation of registers.
-template <int N> constexpr int64_t kHeldPairs = N == 16 ? 64 : N == 8 ? 16 : 0;
-
-// A table of pairs, n entries with room to a multiple of 16, at the pairs given: by permutation where it is small.
-template <int N, bool Small> struct PairTable {
-    using U = typename LaneType<uint32_t, N>::type;
-    static constexpr int parts = N == 16 ? 4 : 2;
-    const void* entries;
-    U held[parts];
-    bool wide;
-
-    HF_INLINE PairTable(const void* table, int64_t n) : entries(table), wide(n > 2 * N) {
-        if constexpr (Small) __builtin_memcpy(held, table, static_cast<size_t>((n + N - 1) / N) * sizeof(U));
-    }
-    HF_INLINE U at(const U& pair) const {
-        if constexpr (Small) return wide ? table_entry<N, parts>(held, pair) : table_entry<N, 2>(held, pair);
-#if defined(__AVX512F__) && !defined(__CUDACC__)
-        if constexpr (N == 16) return (U)_mm512_i32gather_epi32((__m512i)pair, entries, 4);
-#endif
-        U out{};
-        for (int l = 0; l < N; ++l) out[l] = static_cast<const uint32_t*>(entries)[pair[l]];
-        return out;
-    }
-};
 
 // W numbers from memory, twice.
 template <int W> HF_INLINE typename LaneType<float, 2 * W>::type load_twice(const float* from) {
@@ -125,20 +97,6 @@ template <class P, int W> struct Parse {
                 s.three[l] = at < 2 * N ? l : at - N;
             }
         }
-    }
-
-    // Whether no leaf of these rows is hidden, or is no symbol at all.
-    HF_INLINE bool seen(const Rows& rows) const {
-        const int64_t first = rows.first * leaves, last = (rows.first + rows.count) * leaves;
-        const auto highest = [&](const auto* x) {
-            auto most = x[first];
-            for (int64_t i = first; i < last; ++i) most = larger(most, x[i]);
-            return most;
-        };
-        if (args.mask && highest(args.mask) != 0) return false;
-        const int q = m.alphabets[m.depth];
-        return args.token_bytes == 1 ? highest(static_cast<const uint8_t*>(args.tokens)) < q
-                                     : highest(static_cast<const uint16_t*>(args.tokens)) < q;
     }
 
     // The symbols and numbers of all nodes but the root, from the leaves.
@@ -265,25 +223,16 @@ template <class P, int W> struct Parse {
 
 // Whether the call asks for nothing but leave-one-out predictions from tokens, by all other leaves.
 inline bool asks_one_out_alone(const hf_model& m, const hf_infer_args& args) {
-    bool other = args.log_evidence || args.root || args.counts || args.star_pairs || args.causal || args.window > 0;
-    for (int d = 1; d <= m.depth; ++d) other = other || (args.beliefs && args.beliefs[d]);
-    return args.tokens && args.leave_one_out && !other;
+    return args.leave_one_out && !args.root && asks_no_more_of_tokens(m, args);
 }
 
 template <class P, int W> void parse_rows(const hf_model& m, const hf_infer_args& args, const ParseTable& table,
                                           int64_t begin, int64_t end, void* scratch) {
-    const Parse<P, W> parse(m, args, table, scratch);
-    int64_t done = begin;
-    for (int64_t row = begin; row < end; row += P::lanes) {
-        const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
-        if (!parse.seen(rows)) continue;
-        if (done < row) infer_rows<P>(m, args, done, row, scratch);
-        done = row + rows.count;
+    const Parse<P, W> parse(m, args, table, KeptPlan<P>::room(scratch));
+    over_seen_rows<P>(m, args, begin, end, scratch, [&](const Rows& rows) {
         parse.up(rows);
         parse.down_rows(rows);
-        for (int l = 0; l < rows.count; ++l) args.status[row + l] = HF_ROW_EXACT;
-    }
-    if (done < end) infer_rows<P>(m, args, done, end, scratch);
+    });
     stream_fence();
 }
 
@@ -294,10 +243,13 @@ void parse_or_infer_rows(const hf_model& m, const hf_infer_args& args, int64_t b
         if constexpr (parses<P>(width)) parse_rows<P, width>(m, args, table, begin, end, scratch);
         return parses<P>(width);
     };
-    if (asks_one_out_alone(m, args) && parse_packs<P>(m) > 0) {
+    const bool root = asks_root_alone(m, args);
+    if (root || (asks_one_out_alone(m, args) && parse_packs<P>(m) > 0)) {
         const TableShape below(m);
         const ParseTable table(m, args.table_values ? args.table_values + below.least() + 1 : nullptr);
         const int w = table.serves ? table.shape.width : 0;
+        if (root && w > 0) return parse_roots<P>(m, args, table, begin, end, scratch);
+        if (root) return infer_rows<P>(m, args, begin, end, scratch);
         if (w == 4 && with_width(table, std::integral_constant<int, 4>())) return;
         if (w == 8 && with_width(table, std::integral_constant<int, 8>())) return;
         if (w == 16 && with_width(table, std::integral_constant<int, 16>())) return;

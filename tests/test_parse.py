@@ -1,6 +1,8 @@
-"""Leave-one-out predictions of fully seen rows have a way of their own: bit for bit the general one's answers."""
+"""Leave-one-out predictions and roots of fully seen rows have ways of their own: bit for bit the general answers."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 import pytest
@@ -30,17 +32,15 @@ def rows_of(model: TreeModel, n: int, rng: np.random.Generator) -> np.ndarray:
 
 def assert_same_ways(model: TreeModel, rows: np.ndarray, mask: np.ndarray | None = None) -> None:
     """A row alone goes the general way, without tables."""
-    for name in COMPILED:
+    for question, name in product((model.leave_one_out, model.root_posterior), COMPILED):
         one = [
-            model.leave_one_out(rows[i : i + 1], None if mask is None else mask[i : i + 1], backend=name)
+            question(rows[i : i + 1], None if mask is None else mask[i : i + 1], backend=name)
             for i in range(len(rows))
-        ]  # fmt: skip
+        ]
         many = max(1, 4 * (model.vocab_size + 1) ** 4 // rows.size)
-        model.leave_one_out(
-            np.tile(rows, (min(many, 400), 1)), backend=name
-        )  # large enough for tables
+        question(np.tile(rows, (min(many, 400), 1)), backend=name)  # large enough for tables
         for n in (*SIZES, len(rows)):
-            some = model.leave_one_out(rows[:n], None if mask is None else mask[:n], backend=name)
+            some = question(rows[:n], None if mask is None else mask[:n], backend=name)
             np.testing.assert_array_equal(
                 some, np.concatenate(one)[:n], err_msg=f"{name}, {n} rows"
             )
@@ -87,11 +87,40 @@ def test_rows_with_hidden_leaves_beside_rows_without(hidden, rng):
 
 
 @compiled
+def test_packs_with_hidden_leaves_between_packs_without(rng):
+    model = TreeModel(Grammar.published(4, 1.0, 0), 4)
+    rows = rows_of(model, 150, rng)
+    mask = np.zeros(rows.shape, bool)
+    for first in (0, 64, 80, 144):  # packs of all widths begin here
+        mask[first : first + 5] = rng.random((5, 16)) < 0.4
+    assert_same_ways(model, rows, mask)
+
+
+@compiled
+@pytest.mark.parametrize(("q", "depth"), [(4, 9), (4, 10), (7, 11), (13, 10)])
+def test_roots_of_trees_parsed_in_parts(q, depth, rng):
+    """Subtrees of 512 leaves, one after the other; one leaf may make a row impossible, anywhere."""
+    model = TreeModel(Grammar.published(q, 1.0, 0), depth)
+    rows = rows_of(model, 40, rng)
+    for name in COMPILED:
+        want = np.concatenate(
+            [model.root_posterior(rows[i : i + 1], backend=name) for i in range(len(rows))]
+        )
+        assert len(np.unique(want.argmax(axis=1))) > 1
+        large = np.tile(rows, (60, 1))  # large enough for tables
+        got = model.root_posterior(large, backend=name)
+        np.testing.assert_array_equal(got, np.tile(want, (60, 1)))
+
+
+@compiled
 def test_two_bytes_a_token_and_large_results(rng):
     model = TreeModel(Grammar.published(4, 1.0, 0), 4)
     rows = model.sample(20_000, seed=1).leaves  # results beyond what the caches hold
     want = model.leave_one_out(rows)
     np.testing.assert_array_equal(model.leave_one_out(rows.astype(np.uint16)), want)
+    roots = model.root_posterior(rows)
+    np.testing.assert_array_equal(model.root_posterior(rows.astype(np.uint16)), roots)
+    np.testing.assert_array_equal(roots.argmax(axis=1), model.sample(20_000, seed=1).roots)
     for at in (0, 7_777, 19_999):
         np.testing.assert_array_equal(model.leave_one_out(rows[at : at + 1])[0], want[at])
 
