@@ -249,7 +249,6 @@ void parse_or_infer_rows(const hf_model& m, const hf_infer_args& args, int64_t b
         const ParseTable table(m, args.table_values ? args.table_values + below.least() + 1 : nullptr);
         const int w = table.serves ? table.shape.width : 0;
         if (root && w > 0) return parse_roots<P>(m, args, table, begin, end, scratch);
-        if (root) return infer_rows<P>(m, args, begin, end, scratch);
         if (w == 4 && with_width(table, std::integral_constant<int, 4>())) return;
         if (w == 8 && with_width(table, std::integral_constant<int, 8>())) return;
         if (w == 16 && with_width(table, std::integral_constant<int, 16>())) return;

@@ -1,5 +1,5 @@
 // Roots of fully seen rows under an unambiguous binary grammar: a pair of symbols has one parent at most, which is
-// looked up, and probabilities have no say.
+// looked up. Probabilities have no say: the table serves where none can leave the range of the type.
 #pragma once
 
 #include "cpu_infer.hpp"
@@ -79,8 +79,8 @@ template <class P> struct RootParse {
     static constexpr int N = P::lanes;
     using V = typename P::V;
     using U = typename LaneType<uint32_t, N>::type;
-    static constexpr int kHeight =
-        9; // of the subtrees that are parsed at once: their symbols stay in the nearest cache
+    // Of the subtrees that are parsed at once: their symbols stay in the nearest cache.
+    static constexpr int kHeight = 9;
     const hf_model& m;
     const hf_infer_args& args;
     const ParseTable& table;
@@ -108,8 +108,8 @@ template <class P> struct RootParse {
         for (int d = cut - 1; d >= 0; --d) level_up(d, int64_t(1) << d, top);
         const int q = m.alphabets[0];
         const V root = convert_lanes<V, N>(convert_lanes<typename P::I, N>(top[0]));
-        const V none = root == static_cast<float>(q) ? splat<P>(__builtin_nanf("")) : V{};
-        for (int a = 0; a < q; ++a) belief[a] = root == static_cast<float>(a) ? splat<P>(1) : none;
+        for (int a = 0; a < q; ++a) belief[a] = root == static_cast<float>(a) ? splat<P>(1) : V{};
+        normalise<P>(belief, q, belief); // NaN where nothing can be
         store_rows<P>(belief, rows, q, static_cast<float*>(args.root));
     }
 

@@ -32,8 +32,8 @@ template <class P> struct Plan {
     T least_up[64]; // of a level's rules, as next_bound wants it
     T least_down[64];
     bool all_pairs[64];        // whether a level's rules are all there can be
-    PairSquare<P> squares[64]; // of soft evidence, where there is one:
-    RuleLists<P> rules[64];    // of two children, of more
+    PairSquare<P> squares[64]; // of soft evidence and two children a rule, where there is one
+    RuleLists<P> rules[64];    // of soft evidence and more children, where there are any
     int deepest;               // level that an output asks the downward pass for
     int star_level;            // the filter level, if there is one; else none
     bool counts;               // wanted
@@ -97,7 +97,7 @@ template <class P> struct Plan {
             }
             const hf_level& level = m.levels[d];
             if (PairSquare<P>::bytes(level, m.arity) > 0) squares[d].fill(level, memory);
-            if (RuleLists<P>::serves(m.arity)) rules[d].fill(level, m.arity, memory);
+            if (RuleLists<P>::bytes(level, m.arity) > 0) rules[d].fill(level, m.arity, memory);
             memory += level_bytes(m, d);
         }
     }

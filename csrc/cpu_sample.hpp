@@ -61,8 +61,8 @@ template <int N, class Token> struct SampleRoom {
     Draws<N> tree, star;
     Table root;
 
-    // Behind it: a table for every level, then for every node of the filter level if these are few, then what tables
-    // hold, then symbols.
+    // Behind it: a table for every level, then for every node of the filter level if these are few, then symbols, then
+    // what tables hold.
     static int64_t star_nodes(const hf_model& m) {
         if (m.filter_level == 0) return 0;
         const int64_t n = n_nodes(m, m.filter_level);
@@ -302,7 +302,7 @@ template <int N, class Token> struct Drawing {
         const Nodes<N> above = at(top), inside = at(part);
         draw_roots<N>(m, room.root, args.roots ? args.roots + row : nullptr, count, above);
         store(0, 0, 1, top);
-        U roots[kMaxPacks];
+        U roots[kMaxPacks]; // a tree in one part is drawn where its root lies
         for (int p = 0; p < packs; ++p) roots[p] = top[p];
         const auto star = [&](int64_t i, int64_t n, const Nodes<N>& to) {
             if (k == 0) return;
@@ -367,8 +367,9 @@ template <int N, class Token>
 void sample_rows(const hf_model& m, const hf_sample_args& args, int64_t begin, int64_t end, void* scratch) {
     auto& room = *static_cast<SampleRoom<N, Token>*>(scratch);
     auto* const symbols = room.prepare(m, args);
-    if (drawn_beside<N>(m, args, begin, end, room.keys, room.root, room.levels(), symbols)) return;
     Drawing<N, Token> drawing(m, args, room, symbols);
+    const bool whole = drawing.parts.parts == 1;
+    if (whole && drawn_beside<N>(m, args, begin, end, room.keys, room.root, room.levels(), symbols)) return;
     const int64_t most = N * packs_together<N>(m);
     for (int64_t row = begin; row < end; row += most) drawing.draw(row, smaller<int64_t>(end - row, most));
 }

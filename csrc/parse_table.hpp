@@ -1,4 +1,5 @@
-// What leave-one-out predictions of fully seen rows look up under an unambiguous binary grammar (cpu_parse.hpp).
+// What roots and leave-one-out predictions of fully seen rows look up under an unambiguous binary grammar
+// (cpu_parse_root.hpp, cpu_parse.hpp).
 #pragma once
 
 #include "cpu_rows.hpp"

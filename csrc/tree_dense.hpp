@@ -60,41 +60,39 @@ HF_INLINE void upward_dense(const hf_level& level, int a, const typename P::V* c
         for (int i = 0; i < A; ++i) nu[u * qp + a + i] = sum[u][i];
 }
 
-// mu_left(b) of A symbols from `b` on, for U nodes.
+// What parent a adds to mu_left(b) of A symbols from `b` on, for U nodes.
 template <class P, int Q, int A, int U, bool Fused>
-HF_INLINE void downward_dense_left(const hf_level& level, int b, const typename P::V* mu, const typename P::V* nu,
-                                   typename P::V* out) {
-    using V = typename P::V;
+HF_INLINE void downward_dense_left(const hf_level& level, int a, int b, const typename P::V* mu,
+                                   const typename P::V* nu, typename P::V* out) {
     const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
-    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + b * q;
-    V sum[U][A] = {};
-    for (int a = 0; a < qp; ++a, prob += q * q) {
-        V inner[U][A];
-        dense_products<P, A, U, Fused>(prob, q, q, nu + q, 2 * q, inner);
-        for (int i = 0; i < A; ++i)
-            for (int u = 0; u < U; ++u) sum[u][i] = plus_product<P, Fused>(sum[u][i], mu[u * qp + a], inner[u][i]);
-    }
-    for (int u = 0; u < U; ++u)
-        for (int i = 0; i < A; ++i) out[2 * u * q + b + i] = sum[u][i];
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + (int64_t(a) * q + b) * q;
+    typename P::V inner[U][A];
+    dense_products<P, A, U, Fused>(prob, q, q, nu + q, 2 * q, inner);
+    for (int i = 0; i < A; ++i)
+        for (int u = 0; u < U; ++u) {
+            typename P::V& sum = out[2 * u * q + b + i];
+            sum = plus_product<P, Fused>(sum, mu[u * qp + a], inner[u][i]);
+        }
 }
 
-// mu_right(c) of A symbols from `c` on, for U nodes.
+// And to mu_right(c) of A symbols from `c` on.
 template <class P, int Q, int A, int U, bool Fused>
-HF_INLINE void downward_dense_right(const hf_level& level, int c, const typename P::V* mu, const typename P::V* nu,
-                                    typename P::V* out) {
+HF_INLINE void downward_dense_right(const hf_level& level, int a, int c, const typename P::V* mu,
+                                    const typename P::V* nu, typename P::V* out) {
     using V = typename P::V;
     const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
-    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + c;
-    V sum[U][A] = {};
-    for (int a = 0; a < qp; ++a)
-        for (int b = 0; b < q; ++b, prob += q) {
-            V left[U];
-            for (int u = 0; u < U; ++u) left[u] = mu[u * qp + a] * nu[2 * u * q + b];
-            for (int i = 0; i < A; ++i) {
-                const V p = splat<P>(prob[i]);
-                for (int u = 0; u < U; ++u) sum[u][i] = plus_product<P, Fused>(sum[u][i], left[u], p);
-            }
+    const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level) + int64_t(a) * q * q + c;
+    V sum[U][A];
+    for (int u = 0; u < U; ++u)
+        for (int i = 0; i < A; ++i) sum[u][i] = out[(2 * u + 1) * q + c + i];
+    for (int b = 0; b < q; ++b, prob += q) {
+        V left[U];
+        for (int u = 0; u < U; ++u) left[u] = mu[u * qp + a] * nu[2 * u * q + b];
+        for (int i = 0; i < A; ++i) {
+            const V p = splat<P>(prob[i]);
+            for (int u = 0; u < U; ++u) sum[u][i] = plus_product<P, Fused>(sum[u][i], left[u], p);
         }
+    }
     for (int u = 0; u < U; ++u)
         for (int i = 0; i < A; ++i) out[(2 * u + 1) * q + c + i] = sum[u][i];
 }
@@ -102,15 +100,15 @@ HF_INLINE void downward_dense_right(const hf_level& level, int c, const typename
 // Calls with a first symbol and how many of them, until all q are done.
 template <class Work> HF_INLINE void over_symbols(int q, const Work& work) {
     int a = 0;
-    for (; a + kSums <= q; a += kSums) work(a, std::integral_constant<int, kSums>());
-    for (; a < q; ++a) work(a, std::integral_constant<int, 1>());
+    for (; a + kSums <= q; a += kSums) work(a, Fixed<kSums>());
+    for (; a < q; ++a) work(a, Fixed<1>());
 }
 // And with a first node.
 template <class Work> HF_INLINE void over_nodes(int64_t n, const Work& work) {
     int64_t i = 0;
-    for (; i + kDenseNodes <= n; i += kDenseNodes) work(i, std::integral_constant<int, kDenseNodes>());
+    for (; i + kDenseNodes <= n; i += kDenseNodes) work(i, Fixed<kDenseNodes>());
     if constexpr (kDenseNodes > 1)
-        for (; i < n; ++i) work(i, std::integral_constant<int, 1>());
+        for (; i < n; ++i) work(i, Fixed<1>());
 }
 
 template <class P, int Q, bool Fused>
@@ -120,7 +118,7 @@ HF_NOINLINE void upward_level_dense(const hf_level& level, int64_t n, const type
     const int qp = Q > 0 ? Q : level.n_parents, q = Q > 0 ? Q : level.n_symbols;
     over_nodes(n, [&](int64_t i, auto nodes) {
         over_symbols(qp, [&](int a, auto sums) {
-            upward_dense<P, Q, sums.value, nodes.value, Fused>(level, a, below + 2 * i * q, nu + i * qp);
+            upward_dense<P, Q, sums.size, nodes.size, Fused>(level, a, below + 2 * i * q, nu + i * qp);
         });
     });
     total += rescale_level<P>(nu, n, qp, range, bound, scaling);
@@ -134,10 +132,12 @@ HF_NOINLINE void downward_level_dense(const hf_level& level, int64_t n, const ty
     over_nodes(n, [&](int64_t i, auto nodes) {
         const typename P::V *of = mu + i * qp, *nu = nu_below + 2 * i * q;
         typename P::V* out = mu_below + 2 * i * q;
-        over_symbols(q, [&](int b, auto sums) {
-            downward_dense_left<P, Q, sums.value, nodes.value, Fused>(level, b, of, nu, out);
-            downward_dense_right<P, Q, sums.value, nodes.value, Fused>(level, b, of, nu, out);
-        });
+        for (int x = 0; x < 2 * nodes.size * q; ++x) out[x] = typename P::V{};
+        for (int a = 0; a < qp; ++a) // whose probabilities stay in a cache for both children
+            over_symbols(q, [&](int b, auto sums) {
+                downward_dense_left<P, Q, sums.size, nodes.size, Fused>(level, a, b, of, nu, out);
+                downward_dense_right<P, Q, sums.size, nodes.size, Fused>(level, a, b, of, nu, out);
+            });
     });
     rescale_level<P>(mu_below, 2 * n, q, range, bound, scaling);
 }

@@ -162,6 +162,19 @@ template <class T> HF_INLINE T next_bound(T least, T one, T other, int s) {
 
 // S and Q are the arity and the size of all alphabets where they are known in advance, or 0.
 
+// A number that the compiler knows: of an alphabet's symbols (0: of any size), of children, of nodes side by side.
+template <int Size> struct Fixed {
+    static constexpr int size = Size;
+};
+
+// An entry of a message, told by where its pack begins, counted in values.
+template <class P> HF_INLINE const typename P::V& entry(const typename P::V* message, int32_t at) {
+    return *reinterpret_cast<const typename P::V*>(reinterpret_cast<const typename P::Scalar*>(message) + at);
+}
+template <class P> HF_INLINE typename P::V& entry(typename P::V* message, int32_t at) {
+    return *reinterpret_cast<typename P::V*>(reinterpret_cast<typename P::Scalar*>(message) + at);
+}
+
 // Levels are walked a few neighbouring nodes at a time: what a rule says is read once for all of them. Upward the
 // sums stay in registers; downward they do not, and two nodes already fill the pipes.
 constexpr int kNodesUp = 4, kNodesDown = 2;

@@ -9,10 +9,6 @@
 namespace HF_NAMESPACE {
 namespace {
 
-// A number that the compiler knows: of an alphabet's symbols (0: of any size) or of nodes side by side.
-template <int Size> struct Fixed {
-    static constexpr int size = Size;
-};
 // Calls with that of a level, if parents and children have it and there is a text for it. Of soft evidence the common
 // sizes have one each, in the packs that large calls are made of.
 template <class P, bool Soft, class Call> HF_INLINE void with_alphabet(const hf_level& level, const Call& call) {
@@ -66,9 +62,6 @@ template <class P> struct PairSquare {
                 pair[2 * rule + 1] = (q + c) * P::lanes;
             }
     }
-    static HF_INLINE const typename P::V& entry(const typename P::V* message, int32_t at) {
-        return *reinterpret_cast<const typename P::V*>(reinterpret_cast<const T*>(message) + at);
-    }
 };
 
 // nu(a) = sum over the rules of a of p * nu_left(b) * nu_right(c), for U nodes side by side.
@@ -82,7 +75,7 @@ template <class P, int Q, int U> HF_INLINE void upward_pairs(const hf_level& lev
         const V p = splat<P>(*prob++);
         for (int u = 0; u < U; ++u) {
             const V* of = child + 2 * u * qc;
-            sum[u] = multiply_add<P>(square.entry(of, pair[0]) * square.entry(of, pair[1]), p, sum[u]);
+            sum[u] = multiply_add<P>(entry<P>(of, pair[0]) * entry<P>(of, pair[1]), p, sum[u]);
         }
         pair += 2;
     };
@@ -120,7 +113,7 @@ template <class P, int C, int U> HF_INLINE void downward_columns(const PairSquar
         }
         for (int j = 0; j < C; ++j)
             for (int u = 0; u < U; ++u) {
-                const V w = prob[j] * square.entry(mu + u * qp, parent[j]);
+                const V w = prob[j] * entry<P>(mu + u * qp, parent[j]);
                 total[u] = multiply_add<P>(w, right[u][j], total[u]);
                 sum[u][j] = multiply_add<P>(w, left[u], sum[u][j]);
             }

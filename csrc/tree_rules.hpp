@@ -11,22 +11,24 @@ namespace {
 // The rules of a level in both orders. Entries of messages are told by where their packs begin, counted in values.
 template <class P> struct RuleLists {
     using T = typename P::Scalar;
-    int32_t* up = nullptr; // of every rule, in the model's order, the entries of its children; null: no lists
-    int32_t* down;         // by first child: the parent's entry, and those of the other children
-    int32_t* first;        // n_symbols + 1: where the rules of a first child begin
-    T* prob;               // in the order of `down`
+    int32_t* up = nullptr;    // of every rule, in the model's order, the entries of its children; null: no lists
+    int32_t* down = nullptr;  // by first child: the parent's entry, and those of the other children
+    int32_t* first = nullptr; // n_symbols + 1: where the rules of a first child begin
+    T* prob = nullptr;        // in the order of `down`
 
-    static HF_INLINE bool serves(int arity) {
-        return P::lanes > 1 && sizeof(T) == sizeof(float) && arity >= 3 && arity <= 8;
-    }
+    static constexpr int64_t kMostBytes = int64_t(16) << 20; // a thread holds its own: more would be much of memory
+
+    // Room for the lists, in bytes; 0 if there are none.
     static HF_INLINE int64_t bytes(const hf_level& level, int arity) {
-        if (!serves(arity)) return 0;
+        if (P::lanes == 1 || sizeof(T) != sizeof(float) || arity < 3 || arity > 8) return 0;
         const int64_t rules = level.n_rules;
         const int64_t all =
             rules * (2 * arity * static_cast<int64_t>(sizeof(int32_t)) + static_cast<int64_t>(sizeof(T)));
+        if (all > kMostBytes) return 0;
         return (all + (level.n_symbols + 1) * static_cast<int64_t>(sizeof(int32_t)) + 63) / 64 * 64;
     }
 
+    // In memory of that many bytes.
     HF_INLINE void fill(const hf_level& level, int arity, void* memory) {
         const int q = level.n_symbols;
         prob = static_cast<T*>(memory);
@@ -46,17 +48,11 @@ template <class P> struct RuleLists {
                 prob[at] = Numbers<T>::prob(level)[rule];
                 down[at * arity] = a * P::lanes;
                 for (int r = 0; r < arity; ++r) {
-                    const int32_t entry = (r * q + child(rule, r)) * P::lanes;
-                    up[int64_t(rule) * arity + r] = entry;
-                    if (r > 0) down[at * arity + r] = entry;
+                    const int32_t place = (r * q + child(rule, r)) * P::lanes;
+                    up[int64_t(rule) * arity + r] = place;
+                    if (r > 0) down[at * arity + r] = place;
                 }
             }
-    }
-    static HF_INLINE const typename P::V& entry(const typename P::V* message, int32_t at) {
-        return *reinterpret_cast<const typename P::V*>(reinterpret_cast<const T*>(message) + at);
-    }
-    static HF_INLINE typename P::V& entry(typename P::V* message, int32_t at) {
-        return *reinterpret_cast<typename P::V*>(reinterpret_cast<T*>(message) + at);
     }
 };
 
@@ -85,9 +81,9 @@ template <class P, int S, int U> HF_INLINE void upward_rules(const hf_level& lev
             const V p = splat<P>(*prob++);
             for (int u = 0; u < U; ++u) {
                 const V* of = child + u * children;
-                V product = p * rules.entry(of, at[0]);
-                for (int r = 1; r < S - 1; ++r) product = product * rules.entry(of, at[r]);
-                sum[u] = multiply_add<P>(product, rules.entry(of, at[S - 1]), sum[u]);
+                V product = p * entry<P>(of, at[0]);
+                for (int r = 1; r < S - 1; ++r) product = product * entry<P>(of, at[r]);
+                sum[u] = multiply_add<P>(product, entry<P>(of, at[S - 1]), sum[u]);
             }
         }
         for (int u = 0; u < U; ++u) nu[u * qp + a] = sum[u];
@@ -111,18 +107,18 @@ template <class P, int S, int U> HF_INLINE void downward_rules(const hf_level& l
             const V p = splat<P>(*prob++);
             for (int u = 0; u < U; ++u) {
                 V up[S], right[S]; // messages of the children, and their products from there on
-                for (int r = 1; r < S; ++r) up[r] = rules.entry(nu + u * children, at[r]);
+                for (int r = 1; r < S; ++r) up[r] = entry<P>(nu + u * children, at[r]);
                 up[0] = first[u];
                 right[S - 1] = up[S - 1];
                 for (int r = S - 2; r > 0; --r) right[r] = up[r] * right[r + 1];
-                V left = p * rules.entry(mu + u * qp, at[0]); // the parent and the children before r - 1
+                V left = p * entry<P>(mu + u * qp, at[0]); // the parent and the children before r - 1
                 sum[u] = multiply_add<P>(left, right[1], sum[u]);
                 for (int r = 1; r < S - 1; ++r) {
                     left = left * up[r - 1];
-                    V& target = rules.entry(out + u * children, at[r]);
+                    V& target = entry<P>(out + u * children, at[r]);
                     target = multiply_add<P>(left, right[r + 1], target);
                 }
-                V& last = rules.entry(out + u * children, at[S - 1]);
+                V& last = entry<P>(out + u * children, at[S - 1]);
                 last = multiply_add<P>(left, up[S - 2], last);
             }
         }

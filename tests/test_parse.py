@@ -41,9 +41,8 @@ def assert_same_ways(model: TreeModel, rows: np.ndarray, mask: np.ndarray | None
         question(np.tile(rows, (min(many, 400), 1)), backend=name)  # large enough for tables
         for n in (*SIZES, len(rows)):
             some = question(rows[:n], None if mask is None else mask[:n], backend=name)
-            np.testing.assert_array_equal(
-                some, np.concatenate(one)[:n], err_msg=f"{name}, {n} rows"
-            )
+            bits, want = (x.view(np.uint32) for x in (some, np.concatenate(one)[:n]))  # NaN's too
+            np.testing.assert_array_equal(bits, want, err_msg=f"{name}, {n} rows")
 
 
 @compiled
