@@ -282,6 +282,8 @@ template <class P, int S> struct Passes {
                     upward_level_pairs<P, q.size>(level, plan.squares[d], n, nu(d + 1), to, total, range, bounds[d],
                                                   at(d));
                 });
+            else if (plan.all_pairs[d] && !args.log_fields && level.n_parents == 4 && level.n_symbols == 4)
+                upward_level_small<P, 4>(level, n, nu(d + 1), to, total, range, bounds[d]);
             else if (plan.all_pairs[d])
                 with_sums(level, [&](auto q, auto soft) {
                     upward_level_dense<P, q.size, soft.value>(level, n, nu(d + 1), to, total, range, bounds[d], at(d));

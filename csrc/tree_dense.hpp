@@ -111,6 +111,28 @@ template <class Work> HF_INLINE void over_nodes(int64_t n, const Work& work) {
         for (; i < n; ++i) work(i, Fixed<1>());
 }
 
+// Of so few symbols that the messages of one node fill the pipes, upward, for the few nodes that a table leaves to do:
+// what surrounds the sums counts as much as they do.
+template <class P, int Q>
+HF_INLINE void upward_level_small(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
+                                  typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
+    using V = typename P::V;
+    for (int64_t i = 0; i < n; ++i) {
+        const V *left = below + i * 2 * Q, *right = left + Q;
+        const typename P::Scalar* prob = Numbers<typename P::Scalar>::prob(level);
+        for (int a = 0; a < Q; ++a) {
+            V sum{};
+            for (int b = 0; b < Q; ++b, prob += Q) {
+                V inner = prob[0] * right[0];
+                for (int c = 1; c < Q; ++c) inner = inner + prob[c] * right[c];
+                sum = sum + inner * left[b];
+            }
+            nu[i * Q + a] = sum;
+        }
+    }
+    total += rescale_level<P>(nu, n, Q, range, bound);
+}
+
 template <class P, int Q, bool Fused>
 HF_NOINLINE void upward_level_dense(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
                                     typename P::I& total, Range<P>& range, typename P::Scalar& bound,
