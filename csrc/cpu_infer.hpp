@@ -119,7 +119,7 @@ template <class P, int S> struct Passes {
         }
         weigh_root(below, best);
         V* belief = root() + q0;
-        evidence = normalise<P>(root(), q0, belief);
+        evidence = args.root ? normalise<P>(root(), q0, belief) : sum_of<P>(root(), q0);
         range.normalised(evidence);
         range.next_level(m.filter_level > 0 ? 0 : scaling.lift);
         if (args.root) store_rows<P>(belief, rows, q0, static_cast<T*>(args.root));
@@ -194,7 +194,8 @@ template <class P, int S> struct Passes {
                 bounds[level] = args.table_values[plan.table.least()];
                 I spent[kTableHeight] = {};
                 total +=
-                    look_up_level<P>(m, plan.table, args, nodes(level - part.level), entries, to(level), range, spent);
+                    look_up_level<P>(m, plan.table, args, nodes(level - part.level), at(level).lazy, entries,
+                                     to(level), range, spent);
                 for (int h = 0; h < plan.table.height; ++h) {
                     const I before = range.spent;
                     range.spent += spent[h];
@@ -283,7 +284,7 @@ template <class P, int S> struct Passes {
                                                   at(d));
                 });
             else if (plan.all_pairs[d] && !args.log_fields && level.n_parents == 4 && level.n_symbols == 4)
-                upward_level_small<P, 4>(level, n, nu(d + 1), to, total, range, bounds[d]);
+                upward_level_small<P, 4>(level, n, nu(d + 1), to, total, range, bounds[d], at(d));
             else if (plan.all_pairs[d])
                 with_sums(level, [&](auto q, auto soft) {
                     upward_level_dense<P, q.size, soft.value>(level, n, nu(d + 1), to, total, range, bounds[d], at(d));
@@ -292,7 +293,7 @@ template <class P, int S> struct Passes {
                 upward_level<P, 2, 0, true>(level, 2, n, nu(d + 1), to, total, range, bounds[d], at(d));
             else
                 with_alphabet<P, false>(level, [&](auto q) {
-                    upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), to, total, range, bounds[d]);
+                    upward_level<P, 2, q.size>(level, 2, n, nu(d + 1), to, total, range, bounds[d], at(d));
                 });
         } else if (plan.rules[d].up)
             with_arity<P>(m.arity, [&](auto s) {

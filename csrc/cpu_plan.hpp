@@ -37,6 +37,7 @@ template <class P> struct Plan {
     int deepest;               // level that an output asks the downward pass for
     int star_level;            // the filter level, if there is one; else none
     bool counts;               // wanted
+    bool up_alone;             // from tokens, and nothing asked for that is on the way down
     bool last_at_once;         // the last level can be had with what is asked of the leaves
 
     // Without `scratch`, for those who need the messages of all levels at once.
@@ -58,12 +59,13 @@ template <class P> struct Plan {
             deepest > m.depth - table.height ||
             !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
             table.height = 0;
+        up_alone = args.tokens && deepest == 0 && args.window == 0;
         last_at_once = deepest == m.depth && squares[m.depth - 1].parent && !args.causal && !args.counts &&
                        !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
     }
 
     // Whether messages of level d need no normalising as long as nothing threatens them: nobody counts on it.
-    HF_INLINE bool lazy(int d) const { return squares[d].parent && d != star_level && !counts; }
+    HF_INLINE bool lazy(int d) const { return (squares[d].parent || up_alone) && d != star_level && !counts; }
     // By how much messages may be lifted where something does: the more, the fewer are multiplied; `more` than those of
     // a rule's children.
     static HF_INLINE typename P::Int lift(const hf_model& m, const hf_infer_args& args, int more = 0) {

@@ -79,8 +79,8 @@ template <class P, int S> void tangent_pack(const hf_model& m, const hf_tangent_
     // Down: beliefs and their derivatives.
     V *belief = scratch + at.base.mu[0], *belief_below = scratch + at.base.mu[1];
     V *moved = scratch + at.moved[1], *moved_below = scratch + at.moved[0];
-    const V* posterior = passes.root() + q0;
-    V mean{};
+    V *posterior = passes.root() + q0, mean{};
+    normalise<P>(passes.root(), q0, posterior);
     for (int a = 0; a < q0; ++a) {
         belief[a] = posterior[a];
         mean = mean + posterior[a] * root[a];

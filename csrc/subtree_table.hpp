@@ -29,12 +29,15 @@ struct TableShape {
             stride = wide;
         }
     }
-    // After the messages: their smallest non-zero entry. The table serves where that is in no danger.
+    // After the messages: their smallest non-zero entry, or 0 if some are too small to be kept as they are. The table
+    // serves where that is in no danger.
     int64_t least() const { return combinations * stride; }
 };
 
-// What was taken out of a subtree's messages, and how much cancelled on its levels, in one word.
-constexpr int kCancelBits = 8;
+// Messages are kept as they come, not normalised: on the way to the root nobody need know more of them. For who does:
+// by which power of two one is to be divided, 2^-kLeastPower or above, and how much cancelled on the levels of its
+// subtree, in one word.
+constexpr int kCancelBits = 8, kLeastPower = 64;
 template <class I> HF_INLINE I pack_powers(I total, I cancelled, I cancelled_above) {
     return total << (2 * kCancelBits) | cancelled_above << kCancelBits | cancelled;
 }
@@ -48,7 +51,7 @@ inline int64_t fill_packs(const hf_model& m) {
 }
 
 // Entries first … first + N - 1; `values` is laid out as the table is. Returns the smallest non-zero entry of any
-// message on the way.
+// message on the way, or 0.
 template <class P> float fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
                                     float* values, int32_t* powers) {
     using I = typename P::I;
@@ -74,9 +77,16 @@ template <class P> float fill_table(const hf_model& m, const TableShape& shape, 
         cancelled[h] = range.spent - before;
         below = nu;
     }
-    const I packed = pack_powers<I>(total, cancelled[1], cancelled[2]);
+    const int qd = m.alphabets[m.depth - shape.height];
+    const I power = larger<I>(total, splat_int<P>(-kLeastPower)); // of a zero message it is anything
+    for (int a = 0; a < qd; ++a) {
+        const I too_small = as_mask<P>(below[a] > 0) & as_mask<P>(total < power);
+        below[a] = below[a] * power_of_two<P>(power);
+        range.watch(below[a]);
+        range.smallest = too_small != 0 ? typename P::V{} : range.smallest;
+    }
+    const I packed = pack_powers<I>(power, cancelled[1], cancelled[2]);
     for (int l = 0; l < P::lanes && first + l < shape.combinations; ++l) {
-        const int qd = m.alphabets[m.depth - shape.height];
         for (int a = 0; a < shape.stride; ++a)
             values[(first + l) * shape.stride + a] = a < qd ? lane<P>(below[a], l) : 0.0f;
         powers[first + l] = lane_int<P>(packed, l);
@@ -149,10 +159,10 @@ template <int N> HF_INLINE void find_entries(const hf_model& m, const TableShape
     }
 }
 
-// Messages of n nodes `height` levels above the leaves, from their entries, which become where these lie. Returns the
-// exponents taken out, and what cancelled on their levels, from the lowest on.
+// Messages of n nodes `height` levels above the leaves, from their entries, which become where these lie: as they come
+// if `lazy`, else normalised. Returns the exponents taken out, and what cancelled on their levels, from the lowest on.
 template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, const TableShape& shape,
-                                                         const hf_infer_args& args, int64_t n,
+                                                         const hf_infer_args& args, int64_t n, bool lazy,
                                                          typename LaneType<uint32_t, P::lanes>::type* entries,
                                                          typename P::V* nu, Range<P>& range, typename P::I* spent) {
     using U = typename LaneType<uint32_t, P::lanes>::type;
@@ -161,22 +171,32 @@ template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, cons
     const uint32_t entry_bytes = static_cast<uint32_t>(shape.stride * static_cast<int64_t>(sizeof(float)));
     constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
     I total{}, most{}, most_above{};
-    for (int64_t i = 0; i < n; ++i) {
-        const U index = entries[i];
+    const auto normaliser = [&](int64_t i) {
         I powers{};
 #if defined(__AVX512F__) && !defined(__CUDACC__)
-        if constexpr (P::lanes == 16) powers = (I)_mm512_i32gather_epi32((__m512i)index, args.table_powers, 4);
+        if constexpr (P::lanes == 16)
+            powers = (I)_mm512_i32gather_epi32((__m512i)entries[i], args.table_powers, 4);
         else
 #endif
             for (int l = 0; l < P::lanes; ++l)
                 reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[element(entries[i], l)];
-        total += powers >> (2 * kCancelBits);
+        const I power = powers >> (2 * kCancelBits);
+        total += power;
         most = larger<I>(most, powers & cancel_mask);
         most_above = larger<I>(most_above, powers >> kCancelBits & cancel_mask);
-        entries[i] = index * entry_bytes;
+        return power_of_two<P>(-power);
+    };
+    for (int64_t i = 0; i < n; ++i) {
+        if (!lazy) nu[i * q] = normaliser(i); // until the message comes
+        entries[i] = entries[i] * entry_bytes;
     }
-    for (int64_t i = 0; i < n; ++i) // a loop of its own: what it reads lane by lane has reached memory
-        look_up<P>(args.table_values, reinterpret_cast<const uint32_t*>(entries + i), q, nu + i * q);
+    for (int64_t i = 0; i < n; ++i) { // a loop of its own: what it reads lane by lane has reached memory
+        typename P::V* message = nu + i * q;
+        const typename P::V factor = lazy ? typename P::V{} : message[0];
+        look_up<P>(args.table_values, reinterpret_cast<const uint32_t*>(entries + i), q, message);
+        if (!lazy)
+            for (int a = 0; a < q; ++a) message[a] = message[a] * factor;
+    }
     spent[0] = most;
     spent[1] = most_above;
     // An impossible subtree took the whole exponent range out.

@@ -115,7 +115,8 @@ template <class Work> HF_INLINE void over_nodes(int64_t n, const Work& work) {
 // what surrounds the sums counts as much as they do.
 template <class P, int Q>
 HF_INLINE void upward_level_small(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
-                                  typename P::I& total, Range<P>& range, typename P::Scalar& bound) {
+                                  typename P::I& total, Range<P>& range, typename P::Scalar& bound,
+                                  Scaling<P> scaling) {
     using V = typename P::V;
     for (int64_t i = 0; i < n; ++i) {
         const V *left = below + i * 2 * Q, *right = left + Q;
@@ -130,7 +131,7 @@ HF_INLINE void upward_level_small(const hf_level& level, int64_t n, const typena
             nu[i * Q + a] = sum;
         }
     }
-    total += rescale_level<P>(nu, n, Q, range, bound);
+    total += rescale_level<P>(nu, n, Q, range, bound, scaling);
 }
 
 template <class P, int Q, bool Fused>

@@ -328,7 +328,7 @@ template <class P, int S> HF_INLINE void count_level(const hf_level& level, int 
     range.next_level();
 }
 
-// Divides by the sum (NaN where there is nothing to normalise) and returns the sum. One division serves all entries;
+// Divides by the sum (NaN where there is nothing to normalise) and returns it. One division serves all entries;
 // certainty is exactly 1 all the same. A sum below the normal range has no inverse: `range` has to know of it.
 template <class P> HF_INLINE typename P::V divide(const typename P::V* x, int q, typename P::V sum,
                                                   typename P::V inverse, typename P::V* out) {
@@ -336,9 +336,13 @@ template <class P> HF_INLINE typename P::V divide(const typename P::V* x, int q,
     for (int a = 0; a < q; ++a) out[a] = x[a] == sum ? certain : x[a] * inverse;
     return sum;
 }
-template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
+template <class P> HF_INLINE typename P::V sum_of(const typename P::V* x, int q) {
     typename P::V sum = x[0];
     for (int a = 1; a < q; ++a) sum = sum + x[a];
+    return sum;
+}
+template <class P> HF_INLINE typename P::V normalise(const typename P::V* x, int q, typename P::V* out) {
+    const typename P::V sum = sum_of<P>(x, q);
     return divide<P>(x, q, sum, splat<P>(1) / sum, out);
 }
 
