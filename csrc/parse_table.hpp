@@ -65,7 +65,8 @@ struct ParseLevel {
 
 struct ParseTable {
     ParseShape shape;
-    bool serves = false;
+    bool serves = false; // all the way up and down
+    bool up = false;     // to the root
     ParseLevel level[64];
 
     // `words`: room for shape.words.
@@ -73,6 +74,7 @@ struct ParseTable {
         if (shape.width == 0 || !words) return;
         const float* at = words + (-(reinterpret_cast<uintptr_t>(words) / sizeof(float)) & (ParseShape::line - 1));
         serves = at[0] != 0;
+        up = at[1] != 0;
         at += ParseShape::line;
         for (int d = 0; d < m.depth; ++d) {
             if (!ParseShape::own(m, d)) {
@@ -87,19 +89,20 @@ struct ParseTable {
         }
     }
 
-    // Fills the table, unless two rules share a pair, or numbers could leave the range of the type: on the way down
-    // nothing is scaled, and no entry of a message may fall below the watch.
+    // Fills the table, unless two rules share a pair, or numbers could leave the range of the type: a rule's on the way
+    // up, where one stands alone; on the way down nothing is scaled, and no entry of a message may fall below the watch.
     void fill(const hf_model& m, float* words) {
         if (shape.width == 0) return;
         for (int64_t i = 0; i < shape.words; ++i) words[i] = 0;
         const ParseTable mine(m, words); // where all is zero
-        double least = 1, ratio = 1;
+        double rarest = 1, least = 1, ratio = 1;
         const auto reaches = [&](const float* x, int n) {
             float low = x[0], high = x[0];
             for (int i = 1; i < n; ++i) {
                 low = smaller(low, x[i]);
                 high = larger(high, x[i]);
             }
+            rarest = smaller(rarest, static_cast<double>(low));
             least *= static_cast<double>(low);
             ratio *= static_cast<double>(low) / static_cast<double>(high);
         };
@@ -139,9 +142,10 @@ struct ParseTable {
                 }
         }
         constexpr double lowest = 1e-30;
-        if (least < lowest || !Range<Pack<float, 1>>(m.tiny32).harmless(static_cast<float>(ratio / 2))) return;
+        const Range<Pack<float, 1>> range(m.tiny32);
         float* at = words + (-(reinterpret_cast<uintptr_t>(words) / sizeof(float)) & (ParseShape::line - 1));
-        at[0] = 1;
+        at[0] = least >= lowest && range.harmless(static_cast<float>(ratio / 2));
+        at[1] = rarest >= lowest && range.harmless(1);
     }
 };
 

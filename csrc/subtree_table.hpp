@@ -35,8 +35,8 @@ struct TableShape {
 };
 
 // Messages are kept as they come, not normalised: on the way to the root nobody need know more of them. For who does:
-// by which power of two one is to be divided, 2^-kLeastPower or above, and how much cancelled on the levels of its
-// subtree, in one word.
+// by which power of two one is to be divided, and how much cancelled on the levels of its subtree, in one word. Powers
+// are 2^-kLeastPower or above: with entries that the watch lets pass, over 2^-62 of the largest, they are in range.
 constexpr int kCancelBits = 8, kLeastPower = 64;
 template <class I> HF_INLINE I pack_powers(I total, I cancelled, I cancelled_above) {
     return total << (2 * kCancelBits) | cancelled_above << kCancelBits | cancelled;
