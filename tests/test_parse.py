@@ -76,6 +76,13 @@ def test_what_cannot_be_parsed_takes_the_general_way(grammar, k, rng):
 
 
 @compiled
+@pytest.mark.parametrize("prior", [[0.5, 0.5, 0, 0], [1 - 1e-31, 0, 0, 1e-31]])
+def test_roots_that_are_not_or_hardly_drawn(prior, rng):
+    rows = rows_of(TreeModel(Grammar.published(4, 1.0, 0), 3), 60, rng)
+    assert_same_ways(TreeModel(Grammar.published(4, 1.0, 0), 3, root_prior=prior), rows)
+
+
+@compiled
 @pytest.mark.parametrize("hidden", [0.01, 0.2, 1.0])
 def test_rows_with_hidden_leaves_beside_rows_without(hidden, rng):
     model = TreeModel(Grammar.published(4, 1.0, 0), 4)
