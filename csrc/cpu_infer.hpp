@@ -1,6 +1,7 @@
 // Inference of rows: loads evidence into lanes, passes messages up and down, stores what is asked for.
 #pragma once
 
+#include "cpu_answers.hpp"
 #include "cpu_fields.hpp"
 #include "cpu_plan.hpp"
 #include "subnormals.hpp"
@@ -8,20 +9,6 @@
 
 namespace HF_NAMESPACE {
 namespace {
-
-// Beliefs nu * mu of n nodes of a level, normalised, to rows `stride` apart; `lifted`: by how many powers of two both
-// together are.
-template <class P> void store_beliefs(const Rows& rows, int64_t stride, int64_t n, int q, const typename P::V* nu,
-                                      const typename P::V* mu, typename P::Scalar* out, typename P::V* scratch,
-                                      Range<P>& range, typename P::Int lifted) {
-    for (int64_t i = 0; i < n; ++i) {
-        typename P::V* belief = scratch + i * q;
-        for (int a = 0; a < q; ++a) belief[a] = nu[i * q + a] * mu[i * q + a];
-        range.normalised(normalise<P>(belief, q, belief));
-    }
-    store_rows<P>(scratch, rows, stride, n * q, out);
-    range.next_level(lifted);
-}
 
 // What is passed at a time: the subtree of node `index` of level `level`. The tree itself is {0, 0}.
 struct Part {
@@ -100,8 +87,8 @@ template <class P, int S> struct Passes {
             best_level<P, S>(m.levels[d], m.arity, nodes(d), nu(d + 1), nu(d), total, range, bounds[d]);
         }
         const I below = range.danger();
-        const I best = m.filter_level > 0 ? star.template upward<true>(nu(m.filter_level), star.suffix, range) : I{};
-        weigh_root(below, best);
+        if (m.filter_level > 0) star.template upward<true>(nu(m.filter_level), star.suffix, range);
+        weigh_root(below);
         V top = root()[0];
         for (int a = 1; a < q0; ++a) top = larger(top, root()[a]);
         range.normalised(top);
@@ -112,12 +99,12 @@ template <class P, int S> struct Passes {
     // The root: its message, times the prior, is the belief; the sum is the evidence. Windows have a root each.
     HF_INLINE void meet(bool windowed) {
         const I below = range.danger();
-        const I best = m.filter_level > 0 ? star.upward(nu(m.filter_level), star.suffix, range) : I{};
+        if (m.filter_level > 0) star.upward(nu(m.filter_level), star.suffix, range);
         if (windowed) {
-            range.spent += below & star.disagreement();
+            if (any_lane<P>(below)) range.spent += below & star.disagreement();
             return;
         }
-        weigh_root(below, best);
+        weigh_root(below);
         V* belief = root() + q0;
         evidence = args.root ? normalise<P>(root(), q0, belief) : sum_of<P>(root(), q0);
         range.normalised(evidence);
@@ -193,9 +180,8 @@ template <class P, int S> struct Passes {
                 level -= plan.table.height;
                 bounds[level] = args.table_values[plan.table.least()];
                 I spent[kTableHeight] = {};
-                total +=
-                    look_up_level<P>(m, plan.table, args, nodes(level - part.level), at(level).lazy, entries,
-                                     to(level), range, spent);
+                total += look_up_level<P>(m, plan.table, args, nodes(level - part.level), at(level).lazy, entries,
+                                          to(level), range, spent);
                 for (int h = 0; h < plan.table.height; ++h) {
                     const I before = range.spent;
                     range.spent += spent[h];
@@ -223,10 +209,8 @@ template <class P, int S> struct Passes {
                 store_beliefs<P>(rows, stride, n, q, nu(d), mu, static_cast<T*>(args.beliefs[d]) + first, room, range,
                                  2 * scaling.lift);
             of_one(part, before, 2, d);
-            if (d == m.depth && args.leave_one_out) {
-                for (int64_t j = 0; j < n; ++j) normalise<P>(mu + j * q, q, room + j * q);
-                store_rows<P>(room, rows, stride, n * q, static_cast<T*>(args.leave_one_out) + first);
-            }
+            if (d == m.depth && args.leave_one_out)
+                store_predictions<P>(rows, stride, n, q, mu, static_cast<T*>(args.leave_one_out) + first, room);
             if (args.counts && d < m.depth)
                 count_level<P, S>(m.levels[d], m.arity, n, mu, nu(d + 1), counts + m.n_counts,
                                   counts + m.levels[d].first_count, range);
@@ -329,15 +313,15 @@ template <class P, int S> struct Passes {
         else downward_level<P, S, 0>(level, m.arity, n, mu, nu(d + 1), below, range, bound, at(d));
     }
 
-    // The root's weights; `best` is the exponent that no class of a star may reach, `below` what was in danger before.
-    HF_INLINE void weigh_root(I below, I best) {
+    // The root's weights; `below` is what was in danger before.
+    HF_INLINE void weigh_root(I below) {
         if (m.filter_level > 0) {
             WideNumber<P>* product = star.suffix;
             for (int a = 0; a < q0; ++a) product[a].multiply(splat<P>(prior[a]));
             const I top = align<P>(product, q0, root(), range);
             total += top;
             // What was lost below the star, the disagreement of its classes brings forth.
-            range.spent += below & larger<I>(best - top, I{});
+            if (any_lane<P>(below)) range.spent += below & larger<I>(star.reach() - top, I{});
         } else {
             for (int a = 0; a < q0; ++a) root()[a] = nu(0)[a] * prior[a];
         }

@@ -100,7 +100,7 @@ template <class P, int W> struct Parse {
     }
 
     // The symbols and numbers of all nodes but the root, from the leaves.
-    HF_INLINE void up(const Rows& rows) const {
+    HF_NOINLINE void up(const Rows& rows) const {
         load_symbols<P::lanes>(m, args, rows, {0, leaves}, symbols[m.depth]);
         for (int d = m.depth - 1; d >= 0; --d) {
             if (ParseShape::pairs(m, d) <= kHeldPairs<N>) level_up<true>(d);
@@ -128,19 +128,22 @@ template <class P, int W> struct Parse {
         }
     }
 
-    // One level of the rows in lanes first …. Children of leaves' parents carry the number 1.
-    template <bool Last> HF_INLINE void down_level(int d, int64_t first, const float* mu, float* mu_below) const {
+    // One level of the rows in lanes first …. Children of leaves' parents carry the number 1. A function of its own,
+    // for its loop wants the registers to itself.
+    template <bool Last> HF_NOINLINE void down_level(int d, int64_t first, const float* mu, float* mu_below) const {
         const float *const to_left = table.level[d].left, *const to_right = table.level[d].right;
+        const auto* const first_pair = reinterpret_cast<const uint32_t*>(pairs[d]) + first;
+        const auto* const first_symbol = reinterpret_cast<const uint32_t*>(symbols[d + 1]) + first;
+        const auto* const first_number = reinterpret_cast<const float*>(numbers[d + 1]) + first;
         // The inner loop is the longer one of those over rows and over nodes.
         const int64_t nodes = int64_t(1) << d;
         const bool by_node = nodes < together;
         const int64_t outer = by_node ? nodes : together, inner = by_node ? together : nodes;
         const int64_t lanes = by_node ? 1 : N, wide = by_node ? nodes * W : W;
         for (int64_t o = 0; o < outer; ++o) {
-            const int64_t at = first + o * (by_node ? N : 1), twice = first + o * (by_node ? 2 * N : 1);
-            const uint32_t* pair = reinterpret_cast<const uint32_t*>(pairs[d]) + at;
-            const uint32_t* symbol = reinterpret_cast<const uint32_t*>(symbols[d + 1]) + twice;
-            const float* number = reinterpret_cast<const float*>(numbers[d + 1]) + twice;
+            const int64_t twice = o * (by_node ? 2 * N : 1);
+            const uint32_t *pair = first_pair + o * (by_node ? N : 1), *symbol = first_symbol + twice;
+            const float* number = first_number + twice;
             const float* from = mu + o * (by_node ? W : nodes * W);
             float* out = mu_below + o * 2 * (by_node ? W : nodes * W);
             const int64_t step = by_node ? 1 : 2 * N;
@@ -215,9 +218,12 @@ template <class P, int W> struct Parse {
             for (int d = 0; d < m.depth - 1; ++d) down_level<false>(d, first, down[d & 1], down[(d + 1) & 1]);
             down_level<true>(m.depth - 1, first, down[(m.depth - 1) & 1], last);
             const int64_t valid = (smaller<int64_t>(rows.count - first, together)) * leaves;
-            for (int64_t j = 0; j < valid; j += N)
-                store(last + j * W, q, out + (first * leaves + j) * q, (valid - j) * q, stream);
+            store_nodes(last, valid, out + first * leaves * q, stream);
         }
+    }
+    HF_NOINLINE void store_nodes(const float* mu, int64_t n, float* out, bool stream) const {
+        const int q = m.alphabets[m.depth];
+        for (int64_t j = 0; j < n; j += N) store(mu + j * W, q, out + j * q, (n - j) * q, stream);
     }
 };
 
@@ -226,8 +232,9 @@ inline bool asks_one_out_alone(const hf_model& m, const hf_infer_args& args) {
     return args.leave_one_out && !args.root && asks_no_more_of_tokens(m, args);
 }
 
-template <class P, int W> void parse_rows(const hf_model& m, const hf_infer_args& args, const ParseTable& table,
-                                          int64_t begin, int64_t end, void* scratch) {
+template <class P, int W> HF_NOINLINE void parse_rows(const hf_model& m, const hf_infer_args& args,
+                                                      const ParseTable& table, int64_t begin, int64_t end,
+                                                      void* scratch) {
     const Parse<P, W> parse(m, args, table, KeptPlan<P>::room(scratch));
     over_seen_rows<P>(m, args, begin, end, scratch, [&](const Rows& rows) {
         parse.up(rows);

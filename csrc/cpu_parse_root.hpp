@@ -128,8 +128,8 @@ template <class P> struct RootParse {
     }
 };
 
-template <class P> void parse_roots(const hf_model& m, const hf_infer_args& args, const ParseTable& table,
-                                    int64_t begin, int64_t end, void* scratch) {
+template <class P> HF_NOINLINE void parse_roots(const hf_model& m, const hf_infer_args& args, const ParseTable& table,
+                                                int64_t begin, int64_t end, void* scratch) {
     const RootParse<P> parse(m, args, table, KeptPlan<P>::room(scratch));
     over_seen_rows<P>(m, args, begin, end, scratch, parse);
 }

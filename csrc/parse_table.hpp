@@ -90,7 +90,8 @@ struct ParseTable {
     }
 
     // Fills the table, unless two rules share a pair, or numbers could leave the range of the type: a rule's on the way
-    // up, where one stands alone; on the way down nothing is scaled, and no entry of a message may fall below the watch.
+    // up, where one stands alone; on the way down nothing is scaled, and no entry of a message may fall below the
+    // watch.
     void fill(const hf_model& m, float* words) {
         if (shape.width == 0) return;
         for (int64_t i = 0; i < shape.words; ++i) words[i] = 0;

@@ -174,8 +174,7 @@ template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, cons
     const auto normaliser = [&](int64_t i) {
         I powers{};
 #if defined(__AVX512F__) && !defined(__CUDACC__)
-        if constexpr (P::lanes == 16)
-            powers = (I)_mm512_i32gather_epi32((__m512i)entries[i], args.table_powers, 4);
+        if constexpr (P::lanes == 16) powers = (I)_mm512_i32gather_epi32((__m512i)entries[i], args.table_powers, 4);
         else
 #endif
             for (int l = 0; l < P::lanes; ++l)

@@ -113,10 +113,10 @@ template <class Work> HF_INLINE void over_nodes(int64_t n, const Work& work) {
 
 // Of so few symbols that the messages of one node fill the pipes, upward, for the few nodes that a table leaves to do:
 // what surrounds the sums counts as much as they do.
-template <class P, int Q>
-HF_INLINE void upward_level_small(const hf_level& level, int64_t n, const typename P::V* below, typename P::V* nu,
-                                  typename P::I& total, Range<P>& range, typename P::Scalar& bound,
-                                  Scaling<P> scaling) {
+template <class P, int Q> HF_INLINE void upward_level_small(const hf_level& level, int64_t n,
+                                                            const typename P::V* below, typename P::V* nu,
+                                                            typename P::I& total, Range<P>& range,
+                                                            typename P::Scalar& bound, Scaling<P> scaling) {
     using V = typename P::V;
     for (int64_t i = 0; i < n; ++i) {
         const V *left = below + i * 2 * Q, *right = left + Q;

@@ -36,6 +36,7 @@ MODELS = {
     "deep": lambda: TreeModel(Grammar.published(4, 1.0, 0), 7),
     "deep, complete": lambda: TreeModel(factorised(4), 7),
     "rare rules": lambda: TreeModel(Grammar.log_normal(4, 4.0, 0), 4),
+    "rare rules, deep": lambda: TreeModel(Grammar.log_normal(4, 3.0, 0), 7),
     "rarer rules": lambda: TreeModel(Grammar.log_normal(4, 9.0, 0), 4),
     "pairs of leaves": lambda: TreeModel(Grammar.log_normal(12, 1.0, 0), 4),
     "many pairs of leaves": lambda: TreeModel(Grammar.log_normal(38, 1.0, 0), 4),
@@ -53,6 +54,7 @@ def test_looked_up_rows_are_the_computed_ones(name, hidden, rng):
     rows = model.sample(3000, seed=1).leaves.copy()
     changed = rng.random(len(rows)) < 0.2
     rows[changed, 1] = rng.integers(0, model.vocab_size, changed.sum())
+    rows[::3] = rng.integers(0, model.vocab_size, rows[::3].shape)
     mask = rng.random(rows.shape) < hidden if hidden else None
     few = 20
     some = rows[:few], None if mask is None else mask[:few]
