@@ -150,8 +150,8 @@ template <class P> struct Star {
         range.next_level(scaling.lift);
     }
 
-    template <int Q, class See> HF_INLINE void downward_nodes(V* mu, V* weight, Range<P>& range, bool causal,
-                                                              const See& see, typename P::Scalar& bound) {
+    template <int Q, class See> HF_NOINLINE void downward_nodes(V* mu, V* weight, Range<P>& range, bool causal,
+                                                                const See& see, typename P::Scalar& bound) {
         const int classes = Q > 0 ? Q : q0, symbols = Q > 0 ? Q : qk;
         const typename P::Scalar* prior = Numbers<typename P::Scalar>::prior(m);
         WideNumber<P>* product = suffix + classes;
