@@ -131,7 +131,7 @@ template <class P, int S> struct Passes {
         } else {
             const T one = power_of_two<Pack<T, 1>>(scaling.lift);
             for (int a = 0; a < q0; ++a) mu[a] = splat<P>(prior[a] * one);
-            bound = smallest_positive(prior, q0);
+            bound = plan.least_prior;
         }
         V* counts = scratch + plan.at.counts;
         if (args.counts)

@@ -31,6 +31,7 @@ template <class P> struct Plan {
     TableShape table;
     T least_up[64]; // of a level's rules, as next_bound wants it
     T least_down[64];
+    T least_prior;
     bool all_pairs[64];        // whether a level's rules are all there can be
     PairSquare<P> squares[64]; // of soft evidence and two children a rule, where there is one
     RuleLists<P> rules[64];    // of soft evidence and more children, where there are any
@@ -44,6 +45,7 @@ template <class P> struct Plan {
     Plan(const hf_model& m, const hf_infer_args& args, void* scratch = nullptr)
         : at(m, args, !scratch), table(m), star_level(m.filter_level > 0 ? m.filter_level : -1),
           counts(args.counts != nullptr) {
+        least_prior = smallest_positive(Numbers<T>::prior(m), m.alphabets[0]);
         if (args.log_fields && scratch) lay_out(m, static_cast<char*>(scratch) + at.size * sizeof(typename P::V));
         for (int d = m.filter_level; d < m.depth; ++d) {
             const bool told = told_before(m, d);
