@@ -110,7 +110,7 @@ void tangent(const hf_model* m, const hf_tangent_args* args, int64_t begin, int6
 hf_table_size table_size(const hf_model* m) {
     const TableShape shape(*m);
     if (shape.height == 0) return {0, 0};
-    return {shape.least() + 1 + ParseShape(*m).words, shape.combinations};
+    return {shape.values() + ParseShape(*m).words, shape.combinations};
 }
 
 using TablePack = Pack<float, kLanes32>;
@@ -120,12 +120,8 @@ size_t fill_scratch(const hf_model* m) { return static_cast<size_t>(fill_packs(*
 void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
     const TableShape shape(*m);
     if (shape.height == 0) return;
-    float least = 2;
-    for (int64_t first = 0; first < shape.combinations; first += kLanes32)
-        least = smaller(least,
-                        fill_table<TablePack>(*m, shape, first, static_cast<TablePack::V*>(scratch), values, powers));
-    values[shape.least()] = least;
-    ParseTable(*m, nullptr).fill(*m, values + shape.least() + 1);
+    fill_table<TablePack>(*m, values, powers, scratch);
+    ParseTable(*m, nullptr).fill(*m, values + shape.values());
 }
 
 } // namespace

@@ -51,7 +51,7 @@ template <class P>
 void choose_rows(const hf_model& m, const hf_choose_args& args, int64_t begin, int64_t end, void* scratch) {
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // trees need the messages of every level
-    const Plan<P>& plan = KeptPlan<P>::of(m, evidence, scratch, true);
+    const Plan<P>& plan = KeptPlan<P>::of(m, evidence, scratch, true).plan;
     scratch = KeptPlan<P>::room(scratch);
     const Scaling<P> scaling{false, args.n_samples > 0 ? plan.lift(m, evidence) : 0}; // sums alone are lifted
     const FlushSubnormals flush(scaling.lift > 0);

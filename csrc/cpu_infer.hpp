@@ -178,10 +178,9 @@ template <class P, int S> struct Passes {
                 auto* entries = reinterpret_cast<typename LaneType<uint32_t, P::lanes>::type*>(nu(level));
                 find_entries<P::lanes>(m, plan.table, args, rows, leaves_of(part), entries);
                 level -= plan.table.height;
-                bounds[level] = args.table_values[plan.table.least()];
                 I spent[kTableHeight] = {};
                 total += look_up_level<P>(m, plan.table, args, nodes(level - part.level), at(level).lazy, entries,
-                                          to(level), range, spent);
+                                          to(level), range, spent, bounds[level]);
                 for (int h = 0; h < plan.table.height; ++h) {
                     const I before = range.spent;
                     range.spent += spent[h];
@@ -362,7 +361,8 @@ template <class P, int S> bool infer_pack(const hf_model& m, const hf_infer_args
 
 template <class P>
 void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int64_t end, void* scratch) {
-    const Plan<P>& plan = KeptPlan<P>::of(m, args, scratch, false);
+    KeptPlan<P>& kept = KeptPlan<P>::of(m, args, scratch, false);
+    const Plan<P>& plan = kept.plan;
     scratch = KeptPlan<P>::room(scratch);
     const auto infer = [&](int64_t row, Scaling<P> scaling) {
         const Rows rows{args.n, row, end - row < P::lanes ? static_cast<int>(end - row) : P::lanes};
@@ -370,10 +370,12 @@ void infer_rows(const hf_model& m, const hf_infer_args& args, int64_t begin, int
                             : infer_pack<P, 0>(m, args, rows, plan, scratch, scaling);
     };
     int64_t row = begin;
-    // Messages are left as they come until there is a danger: where one is, others are near.
-    if (plan.lazy(m.depth - 1))
+    // Messages are left as they come until there is a danger: where one is, others are near. From tokens they are most
+    // often of the model's making, and in all rows.
+    if (plan.lazy(m.depth - 1) && kept.calm)
         while (row < end && infer(row, {true, 0})) row += P::lanes;
     if (row >= end) return;
+    kept.calm = kept.calm && args.log_fields != nullptr;
     const Scaling<P> scaling{false, plan.lift(m, args)};
     const FlushSubnormals flush(scaling.lift > 0); // lifted messages need none of them
     for (; row < end; row += P::lanes) infer(row, scaling);

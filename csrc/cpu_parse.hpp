@@ -253,7 +253,7 @@ void parse_or_infer_rows(const hf_model& m, const hf_infer_args& args, int64_t b
     const bool root = asks_root_alone(m, args);
     if (root || (asks_one_out_alone(m, args) && parse_packs<P>(m) > 0)) {
         const TableShape below(m);
-        const ParseTable table(m, args.table_values ? args.table_values + below.least() + 1 : nullptr);
+        const ParseTable table(m, args.table_values ? args.table_values + below.values() : nullptr);
         if (root && table.up) return parse_roots<P>(m, args, table, begin, end, scratch);
         const int w = table.serves && !root ? table.shape.width : 0;
         if (w == 4 && with_width(table, std::integral_constant<int, 4>())) return;

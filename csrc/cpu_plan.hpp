@@ -24,6 +24,9 @@ template <class T> T smallest_positive(const T* x, int64_t n) {
     return least[0];
 }
 
+// Packs of rows of which one may be done twice, should messages of tokens turn out to be in danger as they come.
+constexpr int64_t kWorthTrying = 8;
+
 // What a call needs to know of its model, besides the model itself.
 template <class P> struct Plan {
     using T = typename P::Scalar;
@@ -38,7 +41,7 @@ template <class P> struct Plan {
     int deepest;               // level that an output asks the downward pass for
     int star_level;            // the filter level, if there is one; else none
     bool counts;               // wanted
-    bool up_alone;             // from tokens, and nothing asked for that is on the way down
+    bool up_alone;             // from tokens, and nothing asked for that is on the way down, of many rows
     bool last_at_once;         // the last level can be had with what is asked of the leaves
 
     // Without `scratch`, for those who need the messages of all levels at once.
@@ -61,7 +64,8 @@ template <class P> struct Plan {
             deepest > m.depth - table.height ||
             !Range<P>(Numbers<T>::tiny(m)).harmless(args.table_values[table.least()]))
             table.height = 0;
-        up_alone = args.tokens && deepest == 0 && args.window == 0;
+        up_alone = args.tokens && deepest == 0 && args.window == 0 && m.filter_level < m.depth &&
+                   args.n >= kWorthTrying * P::lanes;
         last_at_once = deepest == m.depth && squares[m.depth - 1].parent && !args.causal && !args.counts &&
                        !args.leave_one_out != !(args.beliefs && args.beliefs[m.depth]);
     }
@@ -110,16 +114,19 @@ template <class P> struct Plan {
 // A thread's scratch begins with its plan, made with the first block of rows: the dispatcher clears `ready`.
 template <class P> struct KeptPlan {
     uint64_t ready;
+    bool calm; // no row of tokens has been in danger yet
     Plan<P> plan;
 
     static constexpr size_t bytes() { return (sizeof(KeptPlan) + 63) / 64 * 64; }
     static void* room(void* scratch) { return static_cast<char*>(scratch) + bytes(); } // for everything else
     // `whole`: as Layout has it.
-    static const Plan<P>& of(const hf_model& m, const hf_infer_args& args, void* scratch, bool whole) {
+    static KeptPlan& of(const hf_model& m, const hf_infer_args& args, void* scratch, bool whole) {
         auto* const kept = static_cast<KeptPlan*>(scratch);
-        if (!kept->ready) new (&kept->plan) Plan<P>(m, args, whole ? nullptr : room(scratch));
+        if (kept->ready) return *kept;
+        new (&kept->plan) Plan<P>(m, args, whole ? nullptr : room(scratch));
         kept->ready = 1;
-        return kept->plan;
+        kept->calm = true;
+        return *kept;
     }
 };
 

@@ -129,7 +129,7 @@ void tangent_rows(const hf_model& m, const hf_tangent_args& args, int64_t begin,
     const TangentLayout<P> at(m, args);
     hf_infer_args evidence = args.evidence;
     evidence.table_values = nullptr; // the messages of every level are needed
-    const Plan<P>& plan = KeptPlan<P>::of(m, evidence, scratch, true);
+    const Plan<P>& plan = KeptPlan<P>::of(m, evidence, scratch, true).plan;
     scratch = KeptPlan<P>::room(scratch);
     const Scaling<P> scaling{false, plan.lift(m, evidence, 1)};
     const FlushSubnormals flush(scaling.lift > 0);

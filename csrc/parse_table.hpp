@@ -7,7 +7,7 @@
 namespace HF_NAMESPACE {
 namespace {
 
-// Of the table of a model's parses, in words: a first line that says whether it serves, then for every level what a
+// Of the table of a model's parses, in words: a first line that says how far it serves, then for every level what a
 // pair of children's symbols has for a parent and the probability of that rule; and where the children's messages come
 // from: by a child's own symbol that of the parent, and the probability of the rule. Narrow messages of both children
 // go together, in a row for each pair of their symbols; of wide ones, either has a row for each symbol of its sibling.

@@ -29,15 +29,17 @@ struct TableShape {
             stride = wide;
         }
     }
-    // After the messages: their smallest non-zero entry, or 0 if some are too small to be kept as they are. The table
-    // serves where that is in no danger.
+    // After the messages: their smallest non-zero entry when normalised; the table serves where that is in no danger.
+    // And that of raw ones, or 0 if the table has them normalised.
     int64_t least() const { return combinations * stride; }
+    int64_t least_raw() const { return least() + 1; }
+    int64_t values() const { return least() + 2; }
 };
 
-// Messages are kept as they come, not normalised: on the way to the root nobody need know more of them. For who does:
-// by which power of two one is to be divided, and how much cancelled on the levels of its subtree, in one word. Powers
-// are 2^-kLeastPower or above: with entries that the watch lets pass, over 2^-62 of the largest, they are in range.
-constexpr int kCancelBits = 8, kLeastPower = 64;
+// Messages are kept raw, as they come, where none is in danger: on the way to the root nobody need know more of them.
+// Who does finds in a word by which power of two one is to be divided, or was, and how much cancelled on the levels of
+// its subtree.
+constexpr int kCancelBits = 8, kLeastPower = 64; // of two: with it none is out of danger
 template <class I> HF_INLINE I pack_powers(I total, I cancelled, I cancelled_above) {
     return total << (2 * kCancelBits) | cancelled_above << kCancelBits | cancelled;
 }
@@ -50,10 +52,10 @@ inline int64_t fill_packs(const hf_model& m) {
     return packs;
 }
 
-// Entries first … first + N - 1; `values` is laid out as the table is. Returns the smallest non-zero entry of any
-// message on the way, or 0.
-template <class P> float fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
-                                    float* values, int32_t* powers) {
+// Entries first … first + N - 1, normalised; `values` is laid out as the table is. The smallest non-zero entries, of
+// messages on the way too: `least`, and as they come, `raw`.
+template <class P> void fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
+                                   float* values, int32_t* powers, float& least, float& raw) {
     using I = typename P::I;
     const int q = m.alphabets[m.depth];
     Range<P> range(Numbers<float>::tiny(m));
@@ -77,21 +79,32 @@ template <class P> float fill_table(const hf_model& m, const TableShape& shape, 
         cancelled[h] = range.spent - before;
         below = nu;
     }
+    least = smaller(least, lowest_lane<P>(range.smallest));
     const int qd = m.alphabets[m.depth - shape.height];
     const I power = larger<I>(total, splat_int<P>(-kLeastPower)); // of a zero message it is anything
-    for (int a = 0; a < qd; ++a) {
-        const I too_small = as_mask<P>(below[a] > 0) & as_mask<P>(total < power);
-        below[a] = below[a] * power_of_two<P>(power);
-        range.watch(below[a]);
-        range.smallest = too_small != 0 ? typename P::V{} : range.smallest;
-    }
+    for (int a = 0; a < qd; ++a) range.watch(below[a] * power_of_two<P>(power));
+    raw = smaller(raw, lowest_lane<P>(range.smallest));
     const I packed = pack_powers<I>(power, cancelled[1], cancelled[2]);
     for (int l = 0; l < P::lanes && first + l < shape.combinations; ++l) {
         for (int a = 0; a < shape.stride; ++a)
             values[(first + l) * shape.stride + a] = a < qd ? lane<P>(below[a], l) : 0.0f;
         powers[first + l] = lane_int<P>(packed, l);
     }
-    return lowest_lane<P>(range.smallest);
+}
+
+// The whole table.
+template <class P> void fill_table(const hf_model& m, float* values, int32_t* powers, void* scratch) {
+    using One = Pack<float, 1>;
+    const TableShape shape(m);
+    float least = 2, raw = 2;
+    for (int64_t first = 0; first < shape.combinations; first += P::lanes)
+        fill_table<P>(m, shape, first, static_cast<typename P::V*>(scratch), values, powers, least, raw);
+    if (!Range<One>(Numbers<float>::tiny(m)).harmless(raw)) raw = 0;
+    else
+        for (int64_t x = 0; x < shape.combinations * shape.stride; ++x)
+            values[x] = values[x] * power_of_two<One>(powers[x / shape.stride] >> (2 * kCancelBits));
+    values[shape.least()] = least;
+    values[shape.least_raw()] = raw;
 }
 
 // The entry that lies at[l] bytes from `values` for lane l, as q packs. Addresses are made one by one: `volatile` keeps
@@ -159,17 +172,22 @@ template <int N> HF_INLINE void find_entries(const hf_model& m, const TableShape
     }
 }
 
-// Messages of n nodes `height` levels above the leaves, from their entries, which become where these lie: as they come
-// if `lazy`, else normalised. Returns the exponents taken out, and what cancelled on their levels, from the lowest on.
+// Messages of n nodes `height` levels above the leaves, from their entries, which become where these lie: normalised,
+// or raw if `lazy` and if the table has them so; `bound`: of their non-zero entries. Returns the exponents taken out,
+// and what cancelled on their levels, from the lowest on.
 template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, const TableShape& shape,
                                                          const hf_infer_args& args, int64_t n, bool lazy,
                                                          typename LaneType<uint32_t, P::lanes>::type* entries,
-                                                         typename P::V* nu, Range<P>& range, typename P::I* spent) {
+                                                         typename P::V* nu, Range<P>& range, typename P::I* spent,
+                                                         typename P::Scalar& bound) {
     using U = typename LaneType<uint32_t, P::lanes>::type;
     using I = typename P::I;
     const int q = m.alphabets[m.depth - shape.height];
     const uint32_t entry_bytes = static_cast<uint32_t>(shape.stride * static_cast<int64_t>(sizeof(float)));
     constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
+    const float raw = args.table_values[shape.least_raw()];
+    const bool stay = lazy && raw > 0, divide = !lazy && raw > 0;
+    bound = stay ? raw : args.table_values[shape.least()];
     I total{}, most{}, most_above{};
     const auto normaliser = [&](int64_t i) {
         I powers{};
@@ -186,14 +204,14 @@ template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, cons
         return power_of_two<P>(-power);
     };
     for (int64_t i = 0; i < n; ++i) {
-        if (!lazy) nu[i * q] = normaliser(i); // until the message comes
+        if (!stay) nu[i * q] = normaliser(i); // until the message comes
         entries[i] = entries[i] * entry_bytes;
     }
     for (int64_t i = 0; i < n; ++i) { // a loop of its own: what it reads lane by lane has reached memory
         typename P::V* message = nu + i * q;
-        const typename P::V factor = lazy ? typename P::V{} : message[0];
+        const typename P::V factor = stay ? typename P::V{} : message[0];
         look_up<P>(args.table_values, reinterpret_cast<const uint32_t*>(entries + i), q, message);
-        if (!lazy)
+        if (divide)
             for (int a = 0; a < q; ++a) message[a] = message[a] * factor;
     }
     spent[0] = most;

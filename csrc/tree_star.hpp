@@ -69,7 +69,7 @@ template <class P> struct Star {
     }
 
     // The exponent of prod_i max_a m_i(a), which no single class may reach.
-    HF_NOINLINE typename P::I reach() const { return largest(0, n).exponent; }
+    HF_INLINE typename P::I reach() const { return largest(0, n).exponent; }
 
     // How many powers of two a window's classes, for all their nodes, stay behind what no single class may reach: the
     // largest of all windows.
