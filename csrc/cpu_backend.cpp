@@ -120,7 +120,9 @@ size_t fill_scratch(const hf_model* m) { return static_cast<size_t>(fill_packs(*
 void fill(const hf_model* m, float* values, int32_t* powers, void* scratch) {
     const TableShape shape(*m);
     if (shape.height == 0) return;
-    fill_table<TablePack>(*m, values, powers, scratch);
+    values[shape.least()] = values[shape.least_raw()] = 2;
+    for (int64_t first = 0; first < shape.combinations; first += kLanes32)
+        fill_table<TablePack>(*m, shape, first, static_cast<TablePack::V*>(scratch), values, powers);
     ParseTable(*m, nullptr).fill(*m, values + shape.values());
 }
 

@@ -29,17 +29,18 @@ struct TableShape {
             stride = wide;
         }
     }
-    // After the messages: their smallest non-zero entry when normalised; the table serves where that is in no danger.
-    // And that of raw ones, or 0 if the table has them normalised.
-    int64_t least() const { return combinations * stride; }
+    // The messages, normalised; then the same raw, as they come. Behind them the smallest non-zero entries of both, of
+    // messages on the way too: each serves where its own is in no danger.
+    int64_t raw() const { return combinations * stride; }
+    int64_t least() const { return 2 * raw(); }
     int64_t least_raw() const { return least() + 1; }
     int64_t values() const { return least() + 2; }
 };
 
-// Messages are kept raw, as they come, where none is in danger: on the way to the root nobody need know more of them.
-// Who does finds in a word by which power of two one is to be divided, or was, and how much cancelled on the levels of
-// its subtree.
-constexpr int kCancelBits = 8, kLeastPower = 64; // of two: with it none is out of danger
+// On the way to the root nobody need know more of a message than itself, raw. Who does has of a normalised one in a
+// word what was taken out, and how much cancelled on the levels of its subtree.
+constexpr int kCancelBits = 8;
+constexpr int kLeastPower = 64; // of two: with it, or more, taken out, the raw message is in danger
 template <class I> HF_INLINE I pack_powers(I total, I cancelled, I cancelled_above) {
     return total << (2 * kCancelBits) | cancelled_above << kCancelBits | cancelled;
 }
@@ -52,10 +53,9 @@ inline int64_t fill_packs(const hf_model& m) {
     return packs;
 }
 
-// Entries first … first + N - 1, normalised; `values` is laid out as the table is. The smallest non-zero entries, of
-// messages on the way too: `least`, and as they come, `raw`.
+// Entries first … first + N - 1 of both kinds, and of their least ones.
 template <class P> void fill_table(const hf_model& m, const TableShape& shape, int64_t first, typename P::V* scratch,
-                                   float* values, int32_t* powers, float& least, float& raw) {
+                                   float* values, int32_t* powers) {
     using I = typename P::I;
     const int q = m.alphabets[m.depth];
     Range<P> range(Numbers<float>::tiny(m));
@@ -79,32 +79,24 @@ template <class P> void fill_table(const hf_model& m, const TableShape& shape, i
         cancelled[h] = range.spent - before;
         below = nu;
     }
+    float &least = values[shape.least()], &least_raw = values[shape.least_raw()];
     least = smaller(least, lowest_lane<P>(range.smallest));
     const int qd = m.alphabets[m.depth - shape.height];
-    const I power = larger<I>(total, splat_int<P>(-kLeastPower)); // of a zero message it is anything
-    for (int a = 0; a < qd; ++a) range.watch(below[a] * power_of_two<P>(power));
-    raw = smaller(raw, lowest_lane<P>(range.smallest));
+    typename P::V top = below[0];
+    for (int a = 1; a < qd; ++a) top = larger(top, below[a]);
+    const I power = top > 0 ? total : I{}; // of a zero message it is anything
+    const typename P::V factor = power_of_two<P>(larger<I>(power, splat_int<P>(-kLeastPower)));
+    for (int a = 0; a < qd; ++a) range.watch(below[a] * factor);
+    least_raw = smaller(least_raw, lowest_lane<P>(range.smallest));
     const I packed = pack_powers<I>(power, cancelled[1], cancelled[2]);
     for (int l = 0; l < P::lanes && first + l < shape.combinations; ++l) {
-        for (int a = 0; a < shape.stride; ++a)
-            values[(first + l) * shape.stride + a] = a < qd ? lane<P>(below[a], l) : 0.0f;
+        float *normalised = values + (first + l) * shape.stride, *raw = normalised + shape.raw();
+        for (int a = 0; a < shape.stride; ++a) {
+            normalised[a] = a < qd ? lane<P>(below[a], l) : 0.0f;
+            raw[a] = a < qd ? lane<P>(below[a] * factor, l) : 0.0f;
+        }
         powers[first + l] = lane_int<P>(packed, l);
     }
-}
-
-// The whole table.
-template <class P> void fill_table(const hf_model& m, float* values, int32_t* powers, void* scratch) {
-    using One = Pack<float, 1>;
-    const TableShape shape(m);
-    float least = 2, raw = 2;
-    for (int64_t first = 0; first < shape.combinations; first += P::lanes)
-        fill_table<P>(m, shape, first, static_cast<typename P::V*>(scratch), values, powers, least, raw);
-    if (!Range<One>(Numbers<float>::tiny(m)).harmless(raw)) raw = 0;
-    else
-        for (int64_t x = 0; x < shape.combinations * shape.stride; ++x)
-            values[x] = values[x] * power_of_two<One>(powers[x / shape.stride] >> (2 * kCancelBits));
-    values[shape.least()] = least;
-    values[shape.least_raw()] = raw;
 }
 
 // The entry that lies at[l] bytes from `values` for lane l, as q packs. Addresses are made one by one: `volatile` keeps
@@ -185,35 +177,30 @@ template <class P> HF_INLINE typename P::I look_up_level(const hf_model& m, cons
     const int q = m.alphabets[m.depth - shape.height];
     const uint32_t entry_bytes = static_cast<uint32_t>(shape.stride * static_cast<int64_t>(sizeof(float)));
     constexpr int32_t cancel_mask = (1 << kCancelBits) - 1;
-    const float raw = args.table_values[shape.least_raw()];
-    const bool stay = lazy && raw > 0, divide = !lazy && raw > 0;
-    bound = stay ? raw : args.table_values[shape.least()];
+    const bool raw = lazy && range.harmless(args.table_values[shape.least_raw()]);
+    const float* const values = args.table_values + (raw ? shape.raw() : 0);
+    bound = args.table_values[raw ? shape.least_raw() : shape.least()];
     I total{}, most{}, most_above{};
-    const auto normaliser = [&](int64_t i) {
+    for (int64_t i = 0; i < n; ++i) {
+        const U index = entries[i];
+        if (raw) {
+            entries[i] = index * entry_bytes;
+            continue;
+        }
         I powers{};
 #if defined(__AVX512F__) && !defined(__CUDACC__)
-        if constexpr (P::lanes == 16) powers = (I)_mm512_i32gather_epi32((__m512i)entries[i], args.table_powers, 4);
+        if constexpr (P::lanes == 16) powers = (I)_mm512_i32gather_epi32((__m512i)index, args.table_powers, 4);
         else
 #endif
             for (int l = 0; l < P::lanes; ++l)
                 reinterpret_cast<int32_t*>(&powers)[l] = args.table_powers[element(entries[i], l)];
-        const I power = powers >> (2 * kCancelBits);
-        total += power;
+        total += powers >> (2 * kCancelBits);
         most = larger<I>(most, powers & cancel_mask);
         most_above = larger<I>(most_above, powers >> kCancelBits & cancel_mask);
-        return power_of_two<P>(-power);
-    };
-    for (int64_t i = 0; i < n; ++i) {
-        if (!stay) nu[i * q] = normaliser(i); // until the message comes
-        entries[i] = entries[i] * entry_bytes;
+        entries[i] = index * entry_bytes;
     }
-    for (int64_t i = 0; i < n; ++i) { // a loop of its own: what it reads lane by lane has reached memory
-        typename P::V* message = nu + i * q;
-        const typename P::V factor = stay ? typename P::V{} : message[0];
-        look_up<P>(args.table_values, reinterpret_cast<const uint32_t*>(entries + i), q, message);
-        if (divide)
-            for (int a = 0; a < q; ++a) message[a] = message[a] * factor;
-    }
+    for (int64_t i = 0; i < n; ++i) // a loop of its own: what it reads lane by lane has reached memory
+        look_up<P>(values, reinterpret_cast<const uint32_t*>(entries + i), q, nu + i * q);
     spent[0] = most;
     spent[1] = most_above;
     // An impossible subtree took the whole exponent range out.
