@@ -37,7 +37,7 @@ def assert_same_ways(model: TreeModel, rows: np.ndarray, mask: np.ndarray | None
             question(rows[i : i + 1], None if mask is None else mask[i : i + 1], backend=name)
             for i in range(len(rows))
         ]
-        many = max(1, 4 * (model.vocab_size + 1) ** 4 // rows.size)
+        many = 4 * (model.vocab_size + 1) ** 4 // rows.size + 1
         question(np.tile(rows, (min(many, 400), 1)), backend=name)  # large enough for tables
         for n in (*SIZES, len(rows)):
             some = question(rows[:n], None if mask is None else mask[:n], backend=name)
